@@ -1,0 +1,2 @@
+//! musectl: generate pictures, watch jobs, look at queues, workers and bundles, run a local cluster.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Muse on ONNX Runtime, as a library.

@@ -1,0 +1,1 @@
+//! The gateway: public API, jobs in Redis, worker hub, results.

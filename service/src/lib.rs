@@ -1,0 +1,1 @@
+//! What every Muse service shares: configuration, telemetry, health, shutdown, errors.
