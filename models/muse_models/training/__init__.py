@@ -1,0 +1,1 @@
+"""What the training commands share: configuration, checkpoints, the clock, averages, pictures."""
