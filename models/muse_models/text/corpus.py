@@ -28,6 +28,9 @@ HEADS = {
 """Number of classes a head. `name`, `colour`, `count` and `place` belong to the tokens of an item's
 words, `background` to every token, `subgroup` (an emoji's kind) to every token of a plain label."""
 
+_POOL = 16
+"""Batches that are drawn at once and sorted by length."""
+
 _NAMES = {thing.name: index for index, thing in enumerate(THINGS)}
 _COLOURS = {None: 0, **{name: index + 1 for index, name in enumerate(COLOUR_NAMES)}}
 
@@ -46,6 +49,7 @@ class Corpus:
     def __init__(self, work_dir: Path, tokenizer: Tokenizer, seed: int):
         self._tokenizer = tokenizer
         self._random = random.Random(seed)
+        self._ready: list[LabelledBatch] = []
         self._labels: list[tuple[str, int]] = []
         self._strangers: list[str] = []
         for emoji in emoji_labels(work_dir):
@@ -75,8 +79,13 @@ class Corpus:
         return caption(scene, self._random), scene, IGNORED
 
     def batch(self, count: int) -> LabelledBatch:
-        """`count` texts, padded to the longest."""
-        return self.label([self._draw() for _ in range(count)])
+        """`count` texts of about the same length, so that little is spent on padding."""
+        if not self._ready:
+            drawn = [self._draw() for _ in range(count * _POOL)]
+            drawn.sort(key=lambda triple: len(triple[0].text))
+            self._ready = [self.label(drawn[start : start + count]) for start in range(0, len(drawn), count)]
+            self._random.shuffle(self._ready)
+        return self._ready.pop()
 
     def label(self, drawn: list[tuple[Caption, Scene | None, int]]) -> LabelledBatch:
         """Tokens and labels of (caption, scene, subgroup) triples."""

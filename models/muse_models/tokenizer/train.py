@@ -18,7 +18,7 @@ from ..training.budget import Budget
 from ..training.config import default_work_dir, load_config
 from ..training.journal import Journal
 from ..training.pictures import save_grid
-from .losses import psnr, reconstruction_loss
+from .losses import psnr, reconstruction_loss, spread_loss
 from .model import ImageTokenizer
 from .pictures import Pictures, to_tensor
 
@@ -75,7 +75,7 @@ def train(config: dict, work_dir: Path, minutes: float) -> None:
         })
 
     def report() -> None:
-        quality, used, output = evaluate(average.model, held_out[:64])
+        quality, used, output = evaluate(average.model, held_out[:128])
         journal.scalars(step, {"held-out/psnr": quality, "held-out/codebook_use": used})
         rows = [row for start in (0, 16) for row in (held_out[start : start + 16], output[start : start + 16])]
         save_grid(folder / "reconstructions.png", [row.numpy() for row in rows])
@@ -90,8 +90,10 @@ def train(config: dict, work_dir: Path, minutes: float) -> None:
         for group in optimiser.param_groups:
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16):
-            output, _ = model(images)
-        loss = reconstruction_loss(output, images)
+            output, features = model(images)
+        reconstruction = reconstruction_loss(output, images)
+        spread = spread_loss(features, images, side // model.grid_side)
+        loss = reconstruction + options["spread_weight"] * spread
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -99,7 +101,9 @@ def train(config: dict, work_dir: Path, minutes: float) -> None:
         average.update(model)
         step += 1
         seen += len(images)
-        journal.step(step, seen, budget.remaining_seconds(), {"loss": loss.item(), "rate": rate})
+        journal.step(step, seen, budget.remaining_seconds(), {
+            "reconstruction": reconstruction.item(), "spread": spread.item(), "rate": rate,
+        })
         now = time.monotonic()
         if now - saved_at > 120:
             save()
