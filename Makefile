@@ -1,0 +1,100 @@
+# One entry for every chore. `make help` lists them.
+#
+# Everything is built once, in the dev profile, for `demo` and `test` alike.
+
+PROMPT ?= two red apples on a blue background
+OUT ?= demo.png
+BUNDLE ?= bundles/demo
+PYTHON ?= python3
+
+# A server or a library of your own goes before the fetched ones.
+export MUSE_REDIS_SERVER ?= $(CURDIR)/.deps/valkey/valkey-server
+export MUSE__RUNTIME__ONNXRUNTIME ?= $(CURDIR)/.deps/onnxruntime/libonnxruntime.so
+# Through the environment, so that no shell takes a prompt apart.
+export PROMPT OUT
+
+BIN := $(or $(CARGO_TARGET_DIR),target)/debug
+TEST_PYTHON := $(CURDIR)/.deps/python/bin/python
+TRAIN_PYTHON := $(CURDIR)/.deps/python-train/bin/python
+FETCH := $(PYTHON) scripts/fetch_deps.py
+SUITE := scripts/suite run
+# Only the fetched ones are there to be fetched: a variable that names another is left to the script to check.
+FETCH_RUNTIME := env $(if $(filter file,$(origin MUSE_REDIS_SERVER)),-u MUSE_REDIS_SERVER) \
+  $(if $(filter file,$(origin MUSE__RUNTIME__ONNXRUNTIME)),-u MUSE__RUNTIME__ONNXRUNTIME) $(FETCH) rust onnxruntime valkey
+# The runner that shows each test apart, where it is installed.
+RUST_TESTS := $(if $(shell command -v cargo-nextest),cargo nextest run --no-fail-fast,cargo test --no-fail-fast --lib --bins --tests)
+
+SUITES := format dependencies protos clippy rust reference chart foreign-client
+
+.NOTPARALLEL:
+.PHONY: help demo test lint bench soak bundle test-models clean runtime python build $(SUITES)
+
+help: ## list what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
+
+demo: runtime build ## make a picture with a real local cluster: PROMPT="…" OUT=demo.png BUNDLE=bundles/demo
+	@$(BIN)/musectl up --bundle "$(BUNDLE)" --quiet -- $(CURDIR)/$(BIN)/musectl generate "$$PROMPT" --out "$$OUT"
+
+test: runtime python ## everything CI runs
+	@scripts/suite begin
+	@$(MAKE) --no-print-directory $(SUITES); status=$$?; scripts/suite summary; exit $$status
+
+lint: runtime python format dependencies protos clippy ## the checks that run no test
+
+# === the suites of `make test`, in order ===
+
+format:
+	@$(SUITE) format cargo fmt --all --check
+
+dependencies: python
+	@$(SUITE) dependencies $(TEST_PYTHON) scripts/check_dependencies.py
+
+protos: python
+	@$(SUITE) protos $(dir $(TEST_PYTHON))buf lint proto
+
+clippy:
+	@$(SUITE) clippy cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Tests start real services: those must be built before, and cargo builds no other package's programs for a test.
+rust: runtime build
+	@$(SUITE) rust $(RUST_TESTS) --workspace --locked
+
+reference: python
+	@$(SUITE) reference $(TEST_PYTHON) -m pytest -q --rootdir models models/tests/reference
+
+chart: python
+	@$(SUITE) chart $(TEST_PYTHON) -m pytest -q helm/tests
+
+foreign-client: runtime python build
+	@$(SUITE) foreign-client $(BIN)/musectl up --bundle tests/bundles/tiny --quiet -- $(TEST_PYTHON) -m pytest -q tests/python
+
+# === longer chores ===
+
+bench: runtime ## criterion benchmarks of the inner loops, in the release profile
+	cargo bench --workspace --locked
+
+soak: runtime build ## the long fault run: the tests that `make test` leaves out
+	cargo test --package muse-tests --locked -- --ignored --nocapture
+
+test-models: ## the tests of models/ (fetches PyTorch)
+	@$(FETCH) python-train
+	$(TRAIN_PYTHON) -m pytest -q models/tests
+
+bundle: ## train and export the demo bundle; hours on two cores, see models/README.md
+	@$(FETCH) python-train
+	cd models && $(TRAIN_PYTHON) -m muse_models.export.bundle
+
+clean: ## remove what was built; what was fetched stays (.deps/)
+	cargo clean
+	rm -rf .muse
+
+# === prerequisites, quiet when they are there ===
+
+runtime:
+	@$(FETCH_RUNTIME)
+
+python:
+	@$(FETCH) python
+
+build:
+	@cargo build --workspace --bins --locked
