@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..attention import attend
+
 
 @dataclass(frozen=True)
 class EncoderShape:
@@ -68,7 +70,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, shape: EncoderShape):
         super().__init__()
         inner = shape.heads * shape.head_width
-        self.heads, self.head_width = shape.heads, shape.head_width
+        self.heads = shape.heads
         self.attention_norm = RootMeanSquareNorm(shape.width)
         self.query = nn.Linear(shape.width, inner, bias=False)
         self.key = nn.Linear(shape.width, inner, bias=False)
@@ -85,19 +87,11 @@ class EncoderLayer(nn.Module):
         nn.init.normal_(self.output.weight, std=inner**-0.5)
         nn.init.normal_(self.down.weight, std=shape.hidden**-0.5)
 
-    def _split(self, states: torch.Tensor) -> torch.Tensor:
-        batch, length, _ = states.shape
-        return states.reshape(batch, length, self.heads, self.head_width).transpose(1, 2)
-
     def forward(self, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """`states` [B, L, width], `bias` [B, heads, L, L] → [B, L, width]."""
-        batch, length, _ = states.shape
         normal = self.attention_norm(states)
-        query, key, value = (self._split(part(normal)) for part in (self.query, self.key, self.value))
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias.to(query.dtype), scale=1.0
-        )
-        states = states + self.output(mixed.transpose(1, 2).reshape(batch, length, -1))
+        mixed = attend(self.query(normal), self.key(normal), self.value(normal), self.heads, bias=bias, scale=1.0)
+        states = states + self.output(mixed)
         normal = self.feed_forward_norm(states)
         hidden = functional.gelu(self.gate(normal), approximate="tanh") * self.up(normal)
         return states + self.down(hidden)

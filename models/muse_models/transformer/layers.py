@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .attention import attend
+from ..attention import attend
 
 
 class GridPositions(nn.Module):

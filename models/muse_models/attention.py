@@ -22,7 +22,7 @@ def attend(
     """Attention of `query` [B, Q, W] over `key` and `value` [B, K, W], as [B, Q, W].
 
     `key_mask` [B, K] is non-zero where a key may be seen. A row needs at least one such key: a softmax over none is
-    undefined, and kernels differ in what they make of it. `bias` [1, heads, Q, K] is added to the scores, `scale`
+    undefined, and kernels differ in what they make of it. `bias` [B or 1, heads, Q, K] is added to the scores, `scale`
     multiplies them (1/sqrt of the head's width if None; T5 uses 1).
     """
     if torch.compiler.is_exporting():
@@ -30,6 +30,8 @@ def attend(
     if key_mask is not None:
         unseen = torch.where(key_mask != 0, 0.0, float("-inf"))[:, None, None, :].to(query.dtype)
         bias = unseen if bias is None else bias + unseen
+    if bias is not None:
+        bias = bias.to(query.dtype)
     query, key, value = (_split(states, heads) for states in (query, key, value))
     mixed = (_written_out if query.requires_grad else functional.scaled_dot_product_attention)(
         query, key, value, bias, scale=scale
@@ -45,7 +47,7 @@ def _written_out(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.matmul(query * scale, key.transpose(-1, -2))
     if bias is not None:
-        scores = scores + bias.to(scores.dtype)
+        scores = scores + bias
     return torch.matmul(scores.softmax(dim=-1), value)
 
 
