@@ -1,0 +1,135 @@
+"""Traces a module into an ONNX file and checks it against PyTorch on ONNX Runtime."""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from .graphs import Graph
+from .storage import Precision, store_weights
+
+OPSET = 20
+IR_VERSION = 10
+
+_OUTSIDE = "outside."
+"""Prefix of the names of inputs and outputs while a graph is traced."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an exported graph is from PyTorch on the example inputs, over all its outputs."""
+
+    worst: float
+    """Largest absolute difference of a floating-point output."""
+    root_mean_square: float
+    """Root of the mean squared difference of the floating-point output that is furthest off."""
+    spread: float
+    """Standard deviation of that output in PyTorch: what the differences are to be measured by."""
+    equal: float
+    """Share of equal elements over integer outputs; 1 if there are none."""
+
+    def __str__(self) -> str:
+        if self.spread == 0:
+            return f"equal {self.equal:.4%}"
+        return f"worst {self.worst:.1e}, rms {self.root_mean_square:.1e} at a spread of {self.spread:.2f}"
+
+
+def export(graph: Graph, path: Path, precision: Precision) -> tuple[Difference, Difference]:
+    """Writes `graph` to `path` with weights stored in `precision`.
+
+    Returns how far it is from PyTorch with f32 weights (the exporter's error) and as written (storage included).
+    """
+    model = trace(graph)
+    exact = compare(graph, model)
+    store_weights(model, precision)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return exact, compare(graph, model)
+
+
+def trace(graph: Graph) -> onnx.ModelProto:
+    """The ONNX model of `graph` with f32 weights."""
+    batch, length = torch.export.Dim("B"), torch.export.Dim("L", max=1 << 16)
+    axes = tuple({0: batch, 1: length} if name in graph.length_axis else {0: batch} for name in graph.inputs)
+    # A module that takes *inputs has one parameter, and the shapes of one parameter are nested once more.
+    nested = graph.module.forward.__code__.co_flags & 0x04
+    named = graph.module.forward.__code__.co_argcount - 1
+    shapes = (*axes[:named], axes[named:]) if nested else axes
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph.module.eval(),
+            tuple(graph.inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=shapes,
+            # The exporter does not look whether a value inside already has one of these names.
+            input_names=[_OUTSIDE + name for name in graph.inputs],
+            output_names=[_OUTSIDE + name for name in graph.outputs],
+            verbose=False,
+        )
+    model = program.model_proto
+    _strip(model)
+    _rename(model, [*graph.inputs, *graph.outputs])
+    model.ir_version = IR_VERSION
+    return model
+
+
+def _rename(model: onnx.ModelProto, outside: list[str]) -> None:
+    """Gives inputs and outputs their names, and a value inside with one of those another."""
+    names = {_OUTSIDE + name: name for name in outside} | {name: f"{name}.inside" for name in outside}
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for part in (*model.graph.initializer, *model.graph.input, *model.graph.output):
+        part.name = names.get(part.name, part.name)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drops what the exporter writes for debugging: stack traces on every node, and inner shapes."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    for part in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
+    """A one-thread CPU session."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def compare(graph: Graph, model: onnx.ModelProto) -> Difference:
+    """`model` on ONNX Runtime against PyTorch, on the example inputs, output by output."""
+    with torch.no_grad():
+        expected = graph.module(*graph.inputs.values())
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    actual = session(model).run(graph.outputs, {name: value.numpy() for name, value in graph.inputs.items()})
+    result = Difference(0.0, 0.0, 0.0, 1.0)
+    integers = [
+        np.mean(there == here.numpy())
+        for here, there in zip(expected, actual, strict=True)
+        if not here.is_floating_point()
+    ]
+    for here, there in zip(expected, actual, strict=True):
+        if not here.is_floating_point():
+            continue
+        off = there.astype(np.float64) - here.numpy()
+        found = float(np.sqrt(np.mean(off**2)))
+        if result.spread == 0 or found > result.root_mean_square:
+            worst = max(result.worst, float(np.abs(off).max()))
+            result = Difference(worst, found, float(here.std()), 1.0)
+    equal = float(min(integers)) if integers else 1.0
+    return Difference(result.worst, result.root_mean_square, result.spread, equal)
