@@ -1,0 +1,111 @@
+{{/* The services' configuration files (TOML). Keys are those of each service's src/config.rs; helm/tests gives what is
+     rendered here to the real binaries. `toJson` writes strings and lists as TOML reads them. */}}
+
+{{- define "muse.ports.grpc" -}}7700{{- end -}}
+{{- define "muse.ports.ops" -}}7701{{- end -}}
+
+{{- define "muse.config.common" -}}
+[telemetry]
+log_format = {{ .root.Values.telemetry.logFormat | toJson }}
+log_level = {{ .root.Values.telemetry.logLevel | toJson }}
+{{- with .root.Values.telemetry.otlpEndpoint }}
+otlp_endpoint = {{ . | toJson }}
+{{- end }}
+trace_ratio = {{ .root.Values.telemetry.traceRatio | float64 | printf "%.6f" }}
+
+[ops]
+listen = "0.0.0.0:{{ include "muse.ports.ops" . }}"
+
+[drain]
+timeout_seconds = {{ .settings.drainSeconds }}
+{{- end -}}
+
+{{- define "muse.config.grpc" -}}
+[grpc]
+listen = "0.0.0.0:{{ include "muse.ports.grpc" . }}"
+# No authentication exists yet; the chart's NetworkPolicies are what keeps others out.
+insecure_allow_remote = true
+{{- end -}}
+
+{{- define "muse.config.runtime" -}}
+[runtime]
+providers = {{ .settings.providers | toJson }}
+intra_threads = {{ .settings.threads }}
+{{- end -}}
+
+{{- define "muse.config.gateway" -}}
+{{ include "muse.config.common" . }}
+
+{{ include "muse.config.grpc" . }}
+
+[redis]
+{{- if include "muse.redisInternal" .root }}
+url = "redis://{{ include "muse.fullname" .root }}-redis:6379"
+{{- else }}
+url = {{ .root.Values.redis.external.url | toJson }}
+{{- if .root.Values.redis.external.existingSecret.name }}
+password_file = "/run/secrets/redis/password"
+{{- end }}
+{{- end }}
+
+[queue]
+durability = {{ .root.Values.redis.durability | toJson }}
+{{- with .root.Values.gateway.defaultModel }}
+
+[models]
+default = {{ . | toJson }}
+{{- end }}
+{{- end -}}
+
+{{- define "muse.config.encoder" -}}
+bundle = "{{ include "muse.bundlePath" . }}"
+
+{{ include "muse.config.common" . }}
+
+{{ include "muse.config.grpc" . }}
+
+{{ include "muse.config.runtime" . }}
+{{- end -}}
+
+{{- define "muse.config.worker" -}}
+stage = {{ .settings.stage | toJson }}
+bundle = "{{ include "muse.bundlePath" . }}"
+
+{{ include "muse.config.common" . }}
+
+[hub]
+endpoints = ["http://{{ include "muse.fullname" .root }}-gateway:{{ .root.Values.gateway.service.port }}"]
+
+[encoder]
+endpoints = {{ include "muse.encoderEndpoints" .root | fromYamlArray | toJson }}
+
+{{ include "muse.config.runtime" . }}
+{{- end -}}
+
+{{/* Every encoder by its own name, as a YAML list. */}}
+{{- define "muse.encoderEndpoints" -}}
+{{- $service := printf "%s-encoder" (include "muse.fullname" .) -}}
+{{- $port := include "muse.ports.grpc" . -}}
+{{- range $index := until (int .Values.encoder.replicas) }}
+- http://{{ $service }}-{{ $index }}.{{ $service }}:{{ $port }}
+{{- end }}
+{{- end -}}
+
+{{/* valkey.conf of the chart's own Redis. */}}
+{{- define "muse.config.redis" -}}
+bind * -::*
+port 6379
+# There is no password: the NetworkPolicy lets only gateways in.
+protected-mode no
+dir /data
+# Accepted means on disk, unless redis.durability says everysec.
+appendonly yes
+appendfsync {{ .Values.redis.durability }}
+# A file that was cut off stops the server instead of losing what it held in silence.
+aof-load-truncated no
+# The append-only file is enough.
+save ""
+# Nothing may be dropped to make room: gateways refuse new jobs before it is full, and refuse to start on any other policy.
+maxmemory {{ .Values.redis.maxmemory }}
+maxmemory-policy noeviction
+{{- end -}}
