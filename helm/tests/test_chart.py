@@ -215,7 +215,7 @@ def test_a_gpu_pool_asks_for_its_gpus_and_takes_the_image_that_can_use_them():
     assert mig["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.10gb"] == 1
     assert mig["initContainers"][0]["image"] == "muse-bundle-large:3"
     config = tomllib.loads(named(objects, "ConfigMap", "demo-muse-superres-gpu")["data"]["worker.toml"])
-    assert config["stage"] == "superres" and config["runtime"]["providers"] == ["tensorrt", "cuda"]
+    assert config["stage"] == "superres" and config["runtime"]["providers"] == ["cuda"]
 
 
 def test_the_bundle_is_copied_to_where_the_image_does_not_have_it():
