@@ -46,7 +46,13 @@ mod tests {
     fn the_line_names_each_port_and_leaves_out_what_is_not_served() {
         let ops = SocketAddr::from(([127, 0, 0, 1], 2));
         let grpc = Some(SocketAddr::from(([127, 0, 0, 1], 1)));
-        assert_eq!(Addresses { grpc, ops }.to_string(), "listening grpc=127.0.0.1:1 ops=127.0.0.1:2");
-        assert_eq!(Addresses { grpc: None, ops }.to_string(), "listening ops=127.0.0.1:2");
+        assert_eq!(
+            Addresses { grpc, ops }.to_string(),
+            "listening grpc=127.0.0.1:1 ops=127.0.0.1:2"
+        );
+        assert_eq!(
+            Addresses { grpc: None, ops }.to_string(),
+            "listening ops=127.0.0.1:2"
+        );
     }
 }

@@ -47,11 +47,22 @@ pub fn connect(address: &str, config: &GrpcClient) -> Result<Channel, AddressErr
 /// # Errors
 /// [`AddressError`].
 pub fn endpoint(address: &str, config: &GrpcClient) -> Result<Endpoint, AddressError> {
-    let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let malformed = |reason: String| AddressError::Malformed { address: address.to_owned(), reason };
-    let parsed: http::Uri = uri.parse().map_err(|error: http::uri::InvalidUri| malformed(error.to_string()))?;
+    let uri = if address.contains("://") {
+        address.to_owned()
+    } else {
+        format!("http://{address}")
+    };
+    let malformed = |reason: String| AddressError::Malformed {
+        address: address.to_owned(),
+        reason,
+    };
+    let parsed: http::Uri = uri
+        .parse()
+        .map_err(|error: http::uri::InvalidUri| malformed(error.to_string()))?;
     if parsed.scheme_str() != Some("http") {
-        return Err(AddressError::Scheme { address: address.to_owned() });
+        return Err(AddressError::Scheme {
+            address: address.to_owned(),
+        });
     }
     if parsed.port().is_none() {
         return Err(malformed("the port is missing".to_owned()));

@@ -79,7 +79,11 @@ where
     let telemetry = telemetry::init(name, config.telemetry())?;
     let drain = Duration::from_secs(config.drain().timeout_seconds);
     let shutdown = Shutdown::from_signals(drain)?;
-    let result = runtime.block_on(until_overdue(Box::pin(run(config, shutdown.clone())), shutdown, LAST_GRACE));
+    let result = runtime.block_on(until_overdue(
+        Box::pin(run(config, shutdown.clone())),
+        shutdown,
+        LAST_GRACE,
+    ));
     telemetry.flush();
     drop(entered);
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -103,7 +107,10 @@ async fn until_overdue<E: Into<anyhow::Error>>(
 
 /// The whole chain of causes on one line, so that it survives log collectors and can be told in a test.
 fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
+    format!("{error:#}")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[cfg(test)]

@@ -77,8 +77,14 @@ impl Readiness {
 
 impl State {
     fn response(self) -> HealthCheckResponse {
-        let status = if self == Self::Ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-        HealthCheckResponse { status: status.into() }
+        let status = if self == Self::Ready {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        HealthCheckResponse {
+            status: status.into(),
+        }
     }
 }
 
@@ -92,7 +98,10 @@ pub(crate) struct HealthService {
 
 impl HealthService {
     pub(crate) fn new(readiness: Readiness, services: impl IntoIterator<Item = &'static str>) -> Self {
-        Self { readiness, services: Arc::new(services.into_iter().collect()) }
+        Self {
+            readiness,
+            services: Arc::new(services.into_iter().collect()),
+        }
     }
 
     fn known(&self, request: &HealthCheckRequest) -> Result<(), Status> {
@@ -138,7 +147,9 @@ mod tests {
     use super::*;
 
     fn ask(service: &str) -> Request<HealthCheckRequest> {
-        Request::new(HealthCheckRequest { service: service.to_owned() })
+        Request::new(HealthCheckRequest {
+            service: service.to_owned(),
+        })
     }
 
     #[test]
@@ -156,7 +167,11 @@ mod tests {
     async fn a_watch_says_every_change_and_ends_with_the_drain() {
         let readiness = Readiness::new();
         let health = HealthService::new(readiness.clone(), ["muse.v1.Generation"]);
-        let mut watch = health.watch(ask("muse.v1.Generation")).await.unwrap().into_inner();
+        let mut watch = health
+            .watch(ask("muse.v1.Generation"))
+            .await
+            .unwrap()
+            .into_inner();
         let mut next = async || watch.next().await.map(|status| status.unwrap().status());
         assert_eq!(next().await, Some(ServingStatus::NotServing));
         readiness.set_ready(true);
@@ -170,6 +185,9 @@ mod tests {
     async fn health_knows_the_port_as_a_whole_and_its_services_only() {
         let health = HealthService::new(Readiness::new(), ["muse.v1.Generation"]);
         assert!(health.check(ask("")).await.is_ok());
-        assert_eq!(health.check(ask("muse.v1.Other")).await.unwrap_err().code(), tonic::Code::NotFound);
+        assert_eq!(
+            health.check(ask("muse.v1.Other")).await.unwrap_err().code(),
+            tonic::Code::NotFound
+        );
     }
 }

@@ -142,7 +142,10 @@ impl<S> Layer<S> for IdentityLayer {
     type Service = Identity<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Identity { inner, authentication: Arc::clone(&self.0) }
+        Identity {
+            inner,
+            authentication: Arc::clone(&self.0),
+        }
     }
 }
 
@@ -191,7 +194,10 @@ mod tests {
         }
         for remote in ["0.0.0.0:0", "10.0.0.1:80", "[::]:80", "[::ffff:10.0.0.1]:80"] {
             let error = rule(remote, false).unwrap_err().to_string();
-            assert!(error.contains("insecure_allow_remote") && error.contains("grpc.listen"), "{error}");
+            assert!(
+                error.contains("insecure_allow_remote") && error.contains("grpc.listen"),
+                "{error}"
+            );
             assert!(rule(remote, true).is_ok(), "{remote}");
         }
     }
@@ -207,6 +213,9 @@ mod tests {
     #[test]
     fn a_call_without_an_identity_is_refused_and_not_given_a_tenant() {
         assert!(tenant(&Request::new(())).is_err());
-        assert_eq!(tenant(&request_from(Tenant::default(), ())).unwrap().as_str(), "default");
+        assert_eq!(
+            tenant(&request_from(Tenant::default(), ())).unwrap().as_str(),
+            "default"
+        );
     }
 }

@@ -29,10 +29,19 @@ impl Ops {
     /// [`ServeError`] when the address is taken or not ours.
     pub async fn bind(config: &config::Ops, readiness: Readiness) -> Result<Self, ServeError> {
         let metrics = metrics::install().map_err(|error| ServeError::Setup(error.to_string()))?;
-        let failed = |source: io::Error| ServeError::Bind { key: "ops.listen", address: config.listen, source };
+        let failed = |source: io::Error| ServeError::Bind {
+            key: "ops.listen",
+            address: config.listen,
+            source,
+        };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, readiness, metrics })
+        Ok(Self {
+            listener,
+            address,
+            readiness,
+            metrics,
+        })
     }
 
     /// The address bound.
@@ -44,7 +53,10 @@ impl Ops {
     ///
     /// # Errors
     /// [`ServeError::Serve`] when the listener breaks.
-    pub async fn serve_until(self, ended: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
+    pub async fn serve_until(
+        self,
+        ended: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), ServeError> {
         let upkeep = self.metrics.clone();
         let keep_up = async move {
             loop {
@@ -81,18 +93,28 @@ impl Ops {
 fn router(readiness: Readiness, metrics: PrometheusHandle) -> Router {
     Router::new()
         .route("/livez", get(async || "alive\n"))
-        .route("/readyz", get(async |State(readiness): State<Readiness>| readyz(&readiness)))
+        .route(
+            "/readyz",
+            get(async |State(readiness): State<Readiness>| readyz(&readiness)),
+        )
         .with_state(readiness)
         .route(
             "/metrics",
             get(async move || {
-                ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
+                (
+                    [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+                    metrics.render(),
+                )
             }),
         )
 }
 
 fn readyz(readiness: &Readiness) -> impl IntoResponse + use<> {
-    let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if readiness.is_ready() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     (status, format!("{}\n", readiness.describe()))
 }
 
@@ -117,7 +139,9 @@ mod tests {
     #[tokio::test]
     async fn readiness_follows_the_service_and_liveness_does_not() {
         let readiness = Readiness::new();
-        let ops = Ops::bind(&config::Ops::default(), readiness.clone()).await.unwrap();
+        let ops = Ops::bind(&config::Ops::default(), readiness.clone())
+            .await
+            .unwrap();
         let address = ops.local_addr();
         let (trigger, shutdown) = Shutdown::manual();
         let served = tokio::spawn(ops.serve_until(async move { shutdown.requested().await }));
@@ -129,7 +153,10 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         readiness.drain();
         let answer = get(address, "/readyz").await;
-        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("draining\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.ends_with("draining\n"),
+            "{answer}"
+        );
 
         ::metrics::counter!("muse_test_total", "kind" => "ops").increment(3);
         let figures = get(address, "/metrics").await;

@@ -47,7 +47,11 @@ impl Shutdown {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
-            tracing::info!(signal = name, drain_seconds = drain.as_secs_f64(), "shutting down");
+            tracing::info!(
+                signal = name,
+                drain_seconds = drain.as_secs_f64(),
+                "shutting down"
+            );
             trigger.shut_down();
             let code = tokio::select! {
                 _ = terminate.recv() => 143,
@@ -114,7 +118,11 @@ mod tests {
         trigger.shut_down();
         let begun = std::time::Instant::now();
         assert_eq!(shutdown.limit("test", pending::<()>()).await, None);
-        assert!(begun.elapsed() >= Duration::from_millis(20), "cut early: {:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() >= Duration::from_millis(20),
+            "cut early: {:?}",
+            begun.elapsed()
+        );
     }
 
     #[tokio::test]

@@ -39,12 +39,19 @@ impl Variable {
     pub(super) fn value(&self, is_list: bool) -> Result<Value, String> {
         let text = self.text.trim();
         if text.starts_with('[') || text.starts_with('{') {
-            let table: toml::Table =
-                format!("value = {text}").parse().map_err(|error: toml::de::Error| error.message().to_owned())?;
-            return table.get("value").map(from_toml).ok_or_else(|| "it is empty".to_owned());
+            let table: toml::Table = format!("value = {text}")
+                .parse()
+                .map_err(|error: toml::de::Error| error.message().to_owned())?;
+            return table
+                .get("value")
+                .map(from_toml)
+                .ok_or_else(|| "it is empty".to_owned());
         }
         if is_list {
-            let items = text.split(',').map(|item| Value::from(item.trim().to_owned())).collect();
+            let items = text
+                .split(',')
+                .map(|item| Value::from(item.trim().to_owned()))
+                .collect();
             return Ok(Value::new(None, ValueKind::Array(items)));
         }
         Ok(Value::from(self.text.clone()))
@@ -63,7 +70,12 @@ fn from_toml(value: &toml::Value) -> Value {
         }
         toml::Value::Table(entries) => Value::new(
             None,
-            ValueKind::Table(entries.iter().map(|(key, value)| (key.clone(), from_toml(value))).collect()),
+            ValueKind::Table(
+                entries
+                    .iter()
+                    .map(|(key, value)| (key.clone(), from_toml(value)))
+                    .collect(),
+            ),
         ),
     }
 }

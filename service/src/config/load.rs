@@ -66,7 +66,10 @@ pub enum ConfigError {
 impl ConfigError {
     /// A value that the service refuses.
     pub fn invalid(key: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Invalid { key: key.into(), reason: reason.into() }
+        Self::Invalid {
+            key: key.into(),
+            reason: reason.into(),
+        }
     }
 }
 
@@ -93,7 +96,10 @@ pub fn load_from<T: Serialize + DeserializeOwned + Default>(
     let layers = layers(&defaults, file)?;
     // Without the environment first, so that a fault in the file is blamed on the file.
     let from_file: T = resolve(layers.clone()).map_err(|reason| match file {
-        Some(path) => ConfigError::File { path: path.to_owned(), reason },
+        Some(path) => ConfigError::File {
+            path: path.to_owned(),
+            reason,
+        },
         None => ConfigError::Defaults { reason },
     })?;
     let variables = variables(environment);
@@ -112,7 +118,9 @@ pub fn load_from<T: Serialize + DeserializeOwned + Default>(
 /// # Errors
 /// When `T` has something that TOML cannot say.
 pub fn check<T: Serialize>(config: &T) -> Result<String, ConfigError> {
-    toml::to_string_pretty(config).map_err(|error| ConfigError::Defaults { reason: error.to_string() })
+    toml::to_string_pretty(config).map_err(|error| ConfigError::Defaults {
+        reason: error.to_string(),
+    })
 }
 
 type Layers = ConfigBuilder<DefaultState>;
@@ -120,8 +128,9 @@ type Layers = ConfigBuilder<DefaultState>;
 /// The defaults as a table. Redacted values stay out: they print as a mark, which would come back as the value; what a
 /// layer does not name is filled from `Default`.
 fn defaults_of<T: Serialize + Default>() -> Result<toml::Table, ConfigError> {
-    let mut table = toml::Table::try_from(T::default())
-        .map_err(|error| ConfigError::Defaults { reason: error.to_string() })?;
+    let mut table = toml::Table::try_from(T::default()).map_err(|error| ConfigError::Defaults {
+        reason: error.to_string(),
+    })?;
     drop_redacted(&mut table);
     Ok(table)
 }
@@ -137,10 +146,15 @@ fn layers(defaults: &toml::Table, file: Option<&Path>) -> Result<Layers, ConfigE
     let text = defaults.to_string();
     let mut layers = Config::builder().add_source(File::from_str(&text, FileFormat::Toml));
     if let Some(path) = file {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), reason: error.to_string() })?;
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
         if let Err(error) = text.parse::<toml::Table>() {
-            return Err(ConfigError::Syntax { path: path.to_owned(), reason: one_line(&error.to_string()) });
+            return Err(ConfigError::Syntax {
+                path: path.to_owned(),
+                reason: one_line(&error.to_string()),
+            });
         }
         layers = layers.add_source(File::from_str(&text, FileFormat::Toml));
     }
@@ -148,8 +162,13 @@ fn layers(defaults: &toml::Table, file: Option<&Path>) -> Result<Layers, ConfigE
 }
 
 fn set(layers: Layers, defaults: &toml::Table, variable: &Variable) -> Result<Layers, ConfigError> {
-    let refuse = |reason: String| ConfigError::Environment { name: variable.name.clone(), reason };
-    let value = variable.value(is_list(defaults, &variable.path)).map_err(refuse)?;
+    let refuse = |reason: String| ConfigError::Environment {
+        name: variable.name.clone(),
+        reason,
+    };
+    let value = variable
+        .value(is_list(defaults, &variable.path))
+        .map_err(refuse)?;
     layers
         .set_override(&variable.path, value)
         .map_err(|_| refuse("the name is not a path of the form MUSE__SECTION__KEY".to_owned()))
@@ -158,7 +177,8 @@ fn set(layers: Layers, defaults: &toml::Table, variable: &Variable) -> Result<La
 fn is_list(defaults: &toml::Table, path: &str) -> bool {
     let mut keys = path.split('.');
     let first = keys.next().and_then(|key| defaults.get(key));
-    keys.fold(first, |value, key| value.and_then(|value| value.get(key))).is_some_and(toml::Value::is_array)
+    keys.fold(first, |value, key| value.and_then(|value| value.get(key)))
+        .is_some_and(toml::Value::is_array)
 }
 
 fn resolve<T: DeserializeOwned>(layers: Layers) -> Result<T, String> {
@@ -166,7 +186,11 @@ fn resolve<T: DeserializeOwned>(layers: Layers) -> Result<T, String> {
     serde_path_to_error::deserialize(merged).map_err(|error| {
         let path = error.path().to_string();
         let reason = one_line(&error.inner().to_string());
-        if path == "." { reason } else { format!("key `{path}`: {reason}") }
+        if path == "." {
+            reason
+        } else {
+            format!("key `{path}`: {reason}")
+        }
     })
 }
 
@@ -182,12 +206,20 @@ fn blame<T>(
         let alone = set(layers.clone(), defaults, variable);
         match alone.map(&resolve) {
             Err(error) => return error,
-            Ok(Err(reason)) => return ConfigError::Environment { name: variable.name.clone(), reason },
+            Ok(Err(reason)) => {
+                return ConfigError::Environment {
+                    name: variable.name.clone(),
+                    reason,
+                };
+            }
             Ok(Ok(_)) => {}
         }
     }
     let names: Vec<&str> = variables.iter().map(|variable| variable.name.as_str()).collect();
-    ConfigError::Environment { name: names.join(", "), reason: together }
+    ConfigError::Environment {
+        name: names.join(", "),
+        reason: together,
+    }
 }
 
 fn one_line(text: &str) -> String {
@@ -221,7 +253,12 @@ mod tests {
 
     impl Default for Runtime {
         fn default() -> Self {
-            Self { providers: vec!["cpu".into()], threads: 1, library: None, password: Redacted::new("pw".into()) }
+            Self {
+                providers: vec!["cpu".into()],
+                threads: 1,
+                library: None,
+                password: Redacted::new("pw".into()),
+            }
         }
     }
 
@@ -233,7 +270,9 @@ mod tests {
 
     fn load_with(text: &str, environment: &[(&str, &str)]) -> Result<Example, String> {
         let file = file(text);
-        let environment = environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+        let environment = environment
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
         load_from(Some(file.path()), environment).map_err(|error| error.to_string())
     }
 
@@ -248,12 +287,15 @@ mod tests {
 
     #[test]
     fn lists_options_and_secrets_come_from_the_environment() {
-        let config = load_with("", &[
-            ("MUSE__RUNTIME__PROVIDERS", "cuda, cpu"),
-            ("MUSE__RUNTIME__LIBRARY", "/lib/onnx.so"),
-            ("MUSE__RUNTIME__PASSWORD", "other"),
-            ("MUSE__RUNTIME__THREADS", ""),
-        ])
+        let config = load_with(
+            "",
+            &[
+                ("MUSE__RUNTIME__PROVIDERS", "cuda, cpu"),
+                ("MUSE__RUNTIME__LIBRARY", "/lib/onnx.so"),
+                ("MUSE__RUNTIME__PASSWORD", "other"),
+                ("MUSE__RUNTIME__THREADS", ""),
+            ],
+        )
         .unwrap();
         assert_eq!(config.runtime.providers, ["cuda", "cpu"]);
         assert_eq!(config.runtime.library.as_deref(), Some(Path::new("/lib/onnx.so")));
@@ -281,7 +323,11 @@ mod tests {
 
     #[test]
     fn an_unknown_variable_is_refused_with_its_name() {
-        let error = load_with("", &[("MUSE__RUNTIME__THREADS", "2"), ("MUSE__GRPC__LISSTEN", "x")]).unwrap_err();
+        let error = load_with(
+            "",
+            &[("MUSE__RUNTIME__THREADS", "2"), ("MUSE__GRPC__LISSTEN", "x")],
+        )
+        .unwrap_err();
         assert!(error.contains("MUSE__GRPC__LISSTEN"), "{error}");
         assert!(!error.contains("MUSE__RUNTIME__THREADS"), "{error}");
     }
@@ -289,7 +335,10 @@ mod tests {
     #[test]
     fn a_value_of_the_wrong_type_is_refused_with_its_key() {
         let error = load_with("", &[("MUSE__RUNTIME__THREADS", "many")]).unwrap_err();
-        assert!(error.contains("MUSE__RUNTIME__THREADS") && error.contains("many"), "{error}");
+        assert!(
+            error.contains("MUSE__RUNTIME__THREADS") && error.contains("many"),
+            "{error}"
+        );
         let error = load_with("[grpc]\nlisten = \"nowhere\"\n", &[]).unwrap_err();
         assert!(error.contains("grpc.listen"), "{error}");
     }
@@ -297,14 +346,20 @@ mod tests {
     #[test]
     fn faults_of_the_file_itself_are_one_line() {
         let error = load_with("[grpc\n", &[]).unwrap_err();
-        assert!(error.contains("not valid TOML") && !error.contains('\n'), "{error}");
-        let missing = load_from::<Example>(Some(Path::new("/nowhere/muse.toml")), []).unwrap_err().to_string();
+        assert!(
+            error.contains("not valid TOML") && !error.contains('\n'),
+            "{error}"
+        );
+        let missing = load_from::<Example>(Some(Path::new("/nowhere/muse.toml")), [])
+            .unwrap_err()
+            .to_string();
         assert!(missing.contains("/nowhere/muse.toml"), "{missing}");
     }
 
     #[test]
     fn what_check_prints_loads_again_to_the_same() {
-        let printed = check(&load_with("[runtime]\nproviders = [\"cuda\", \"cpu\"]\n", &[]).unwrap()).unwrap();
+        let printed =
+            check(&load_with("[runtime]\nproviders = [\"cuda\", \"cpu\"]\n", &[]).unwrap()).unwrap();
         let again = load_with(&printed, &[]).unwrap();
         assert_eq!(check(&again).unwrap(), printed);
     }

@@ -113,7 +113,10 @@ impl Default for Telemetry {
 impl GrpcServer {
     /// The defaults, on loopback and `port`.
     pub fn on_port(port: u16) -> Self {
-        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), ..Self::default() }
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            ..Self::default()
+        }
     }
 }
 
@@ -141,7 +144,9 @@ impl Default for GrpcServer {
 impl Ops {
     /// The defaults, on loopback and `port`.
     pub fn on_port(port: u16) -> Self {
-        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)) }
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        }
     }
 }
 

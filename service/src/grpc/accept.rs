@@ -49,10 +49,13 @@ pub(super) fn incoming(
     cut: CancellationToken,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let permits = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
-    stream::unfold((listener, permits, cut), move |(listener, permits, cut)| async move {
-        let connection = next(&listener, &permits, limits, &cut).await;
-        Some((Ok(connection), (listener, permits, cut)))
-    })
+    stream::unfold(
+        (listener, permits, cut),
+        move |(listener, permits, cut)| async move {
+            let connection = next(&listener, &permits, limits, &cut).await;
+            Some((Ok(connection), (listener, permits, cut)))
+        },
+    )
 }
 
 async fn next(
@@ -92,7 +95,10 @@ async fn next(
 impl Connection {
     fn check_cut(&self) -> io::Result<()> {
         if self.is_cut.is_cancelled() {
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server has shut down"));
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the server has shut down",
+            ));
         }
         Ok(())
     }

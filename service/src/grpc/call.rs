@@ -47,7 +47,10 @@ impl<S> Layer<S> for CallLayer {
     type Service = Call<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Call { inner, known: Arc::clone(&self.known) }
+        Call {
+            inner,
+            known: Arc::clone(&self.known),
+        }
     }
 }
 
@@ -70,7 +73,12 @@ where
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let method = self.known.get(request.uri().path()).cloned();
         let span = span(method.as_deref(), request.headers());
-        let record = Record { method, span: span.clone(), begun: Instant::now(), recorded: false };
+        let record = Record {
+            method,
+            span: span.clone(),
+            begun: Instant::now(),
+            recorded: false,
+        };
         let deadline = Deadline::from_headers(request.headers(), record.begun);
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(deadline);
@@ -123,7 +131,12 @@ where
             None => response.map(Body::new),
         };
     }
-    response.map(|body| Body::new(Recorded { inner: Body::new(body), record }))
+    response.map(|body| {
+        Body::new(Recorded {
+            inner: Body::new(body),
+            record,
+        })
+    })
 }
 
 /// One call's entry in the books, made exactly once: by its status, or by being dropped, which is a client that left.
@@ -142,7 +155,10 @@ impl Record {
         }
         self.recorded = true;
         let code = code_name(status.code());
-        let method = self.method.clone().map_or(metrics::SharedString::const_str(OTHER), Into::into);
+        let method = self
+            .method
+            .clone()
+            .map_or(metrics::SharedString::const_str(OTHER), Into::into);
         metrics::counter!("muse_requests_total", "method" => method, "code" => code).increment(1);
         self.span.record("code", code);
         let _in_span = self.span.enter();
@@ -193,7 +209,9 @@ impl HttpBody for Recorded {
                 }
             }
             Poll::Ready(Some(Err(status))) => this.record.done(status),
-            Poll::Ready(None) => this.record.done(&Status::unknown("the answer ended without a status")),
+            Poll::Ready(None) => this
+                .record
+                .done(&Status::unknown("the answer ended without a status")),
             Poll::Pending => {}
         }
         polled

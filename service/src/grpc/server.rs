@@ -102,9 +102,14 @@ impl Server {
     /// [`ServeError`].
     pub async fn bind(mut self) -> Result<Bound, ServeError> {
         let listen = self.config.listen;
-        self.authentication.may_listen(listen, self.config.insecure_allow_remote)?;
+        self.authentication
+            .may_listen(listen, self.config.insecure_allow_remote)?;
         self.add_health_and_reflection()?;
-        let failed = |source| ServeError::Bind { key: "grpc.listen", address: listen, source };
+        let failed = |source| ServeError::Bind {
+            key: "grpc.listen",
+            address: listen,
+            source,
+        };
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Bound {
@@ -118,7 +123,10 @@ impl Server {
     }
 
     fn add_health_and_reflection(&mut self) -> Result<(), ServeError> {
-        let health = HealthServer::new(HealthService::new(self.readiness.clone(), self.names.iter().copied()));
+        let health = HealthServer::new(HealthService::new(
+            self.readiness.clone(),
+            self.names.iter().copied(),
+        ));
         let setup = |error: tonic_reflection::server::Error| ServeError::Setup(error.to_string());
         let v1 = self.reflection().build_v1().map_err(setup)?;
         let v1alpha = self.reflection().build_v1alpha().map_err(setup)?;
@@ -177,7 +185,10 @@ impl Bound {
             .add_routes(self.routes)
             .serve_with_incoming_shutdown(incoming, requested);
         match shutdown.limit("gRPC connections", served).await {
-            Some(Err(error)) => Err(ServeError::Serve { what: "gRPC", reason: error.to_string() }),
+            Some(Err(error)) => Err(ServeError::Serve {
+                what: "gRPC",
+                reason: error.to_string(),
+            }),
             Some(Ok(())) | None => Ok(()),
         }
     }

@@ -9,7 +9,8 @@ use opentelemetry_sdk::{
     trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider},
 };
 use tracing_subscriber::{
-    EnvFilter, Layer as _, Registry, filter::filter_fn, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer as _, Registry, filter::filter_fn, fmt, layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
 use crate::config::{ConfigError, LogFormat, Telemetry};
@@ -55,7 +56,9 @@ fn provider(service: &'static str, config: &Telemetry) -> Result<SdkTracerProvid
     // A client that decided about its trace is followed.
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.trace_ratio)));
     let resource = Resource::builder().with_service_name(service).build();
-    let builder = SdkTracerProvider::builder().with_sampler(sampler).with_resource(resource);
+    let builder = SdkTracerProvider::builder()
+        .with_sampler(sampler)
+        .with_resource(resource);
     let Some(endpoint) = &config.otlp_endpoint else {
         return Ok(builder.build());
     };
@@ -65,8 +68,12 @@ fn provider(service: &'static str, config: &Telemetry) -> Result<SdkTracerProvid
         .with_timeout(EXPORT_TIMEOUT)
         .build()
         .map_err(|error| ConfigError::invalid("telemetry.otlp_endpoint", format!("{endpoint:?}: {error}")))?;
-    let batches = BatchConfigBuilder::default().with_max_queue_size(config.trace_queue.max(1)).build();
-    let processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
+    let batches = BatchConfigBuilder::default()
+        .with_max_queue_size(config.trace_queue.max(1))
+        .build();
+    let processor = BatchSpanProcessor::builder(exporter)
+        .with_batch_config(batches)
+        .build();
     Ok(builder.with_span_processor(processor).build())
 }
 

@@ -56,7 +56,10 @@ pub fn set_parent(span: &Span, traceparent: &str) -> bool {
 
 /// As [`set_parent`], from a call's metadata.
 pub(crate) fn set_parent_from(span: &Span, headers: &http::HeaderMap) -> bool {
-    headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).is_some_and(|text| set_parent(span, text))
+    headers
+        .get(TRACEPARENT)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|text| set_parent(span, text))
 }
 
 /// The `traceparent` that a call carries, if it is well-formed.
@@ -76,7 +79,8 @@ pub(crate) fn inject(span: &Span, metadata: &mut MetadataMap) {
 }
 
 fn adopt(span: &Span, parent: SpanContext) -> bool {
-    span.set_parent(Context::new().with_remote_span_context(parent)).is_ok()
+    span.set_parent(Context::new().with_remote_span_context(parent))
+        .is_ok()
 }
 
 #[cfg(test)]
@@ -98,7 +102,10 @@ mod tests {
             let span = tracing::info_span!("job");
             assert!(set_parent(&span, CLIENTS));
             let queued = of(&span).unwrap();
-            assert!(queued.starts_with("00-0af7651916cd43dd8448eb211c80319c-"), "{queued}");
+            assert!(
+                queued.starts_with("00-0af7651916cd43dd8448eb211c80319c-"),
+                "{queued}"
+            );
             assert_ne!(queued, CLIENTS);
 
             let worker = tracing::info_span!("stage");
