@@ -24,7 +24,7 @@ FETCH_RUNTIME := env $(if $(filter file,$(origin MUSE_REDIS_SERVER)),-u MUSE_RED
 # The runner that shows each test apart, where it is installed.
 RUST_TESTS := $(if $(shell command -v cargo-nextest),cargo nextest run --no-fail-fast,cargo test --no-fail-fast --lib --bins --tests)
 
-SUITES := format dependencies protos clippy rust reference chart foreign-client
+SUITES := format dependencies protos containers clippy rust reference chart foreign-client
 
 .NOTPARALLEL:
 .PHONY: help demo test lint bench soak bundle test-models clean runtime python build $(SUITES)
@@ -39,7 +39,7 @@ test: runtime python ## everything CI runs
 	@scripts/suite begin
 	@$(MAKE) --no-print-directory $(SUITES); status=$$?; scripts/suite summary; exit $$status
 
-lint: runtime python format dependencies protos clippy ## the checks that run no test
+lint: runtime python format dependencies protos containers clippy ## the checks that run no test
 
 # === the suites of `make test`, in order ===
 
@@ -48,9 +48,16 @@ format:
 
 dependencies: python
 	@$(SUITE) dependencies $(TEST_PYTHON) scripts/check_dependencies.py
+ifneq ($(shell command -v cargo-deny),)
+	@cargo fetch --locked --quiet
+	@$(SUITE) cargo-deny cargo deny --offline check --hide-inclusion-graph licenses bans sources
+endif
 
 protos: python
 	@$(SUITE) protos $(dir $(TEST_PYTHON))buf lint proto
+
+containers: python
+	@$(SUITE) containers $(dir $(TEST_PYTHON))hadolint Dockerfile
 
 clippy:
 	@$(SUITE) clippy cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -62,8 +69,9 @@ rust: runtime build
 reference: python
 	@$(SUITE) reference $(TEST_PYTHON) -m pytest -q --rootdir models models/tests/reference
 
-chart: python
-	@$(SUITE) chart $(TEST_PYTHON) -m pytest -q helm/tests
+# The services must accept what the chart gives them.
+chart: python build
+	@$(SUITE) chart env MUSE_BIN=$(abspath $(BIN)) $(TEST_PYTHON) -m pytest -q helm/tests
 
 foreign-client: runtime python build
 	@$(SUITE) foreign-client $(BIN)/musectl up --bundle tests/bundles/tiny --quiet -- $(TEST_PYTHON) -m pytest -q tests/python
