@@ -15,6 +15,8 @@ from .storage import Precision, store_weights
 
 OPSET = 20
 IR_VERSION = 10
+TOLERANCE = 1e-3
+"""Most that an exported graph with f32 weights may be off: of an output's spread, or of its integers."""
 
 _OUTSIDE = "outside."
 """Prefix of the names of inputs and outputs while a graph is traced."""
@@ -43,9 +45,12 @@ def export(graph: Graph, path: Path, precision: Precision) -> tuple[Difference, 
     """Writes `graph` to `path` with weights stored in `precision`.
 
     Returns how far it is from PyTorch with f32 weights (the exporter's error) and as written (storage included).
+    Raises `ValueError` if the first is more than rounding explains.
     """
     model = trace(graph)
     exact = compare(graph, model)
+    if exact.worst > TOLERANCE * max(1.0, exact.spread) or exact.equal < 1 - TOLERANCE:
+        raise ValueError(f"{path.name} is not what PyTorch computes: {exact}")
     store_weights(model, precision)
     onnx.checker.check_model(model)
     onnx.save(model, path)
