@@ -1,0 +1,425 @@
+//! What an operator can set. Every limit of the gateway is a number here.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use muse_service::config::{ConfigError, Drain, GrpcServer, Ops, ServiceConfig, Telemetry};
+use serde::{Deserialize, Serialize};
+
+/// The gateway's configuration.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The public and the workers' gRPC port.
+    pub grpc: GrpcServer,
+    /// Metrics and probes.
+    pub ops: Ops,
+    /// Logs and traces.
+    pub telemetry: Telemetry,
+    /// The end of the process.
+    pub drain: Drain,
+    /// The Redis (or Valkey) server.
+    pub redis: Redis,
+    /// The queue in it.
+    pub queue: Queue,
+    /// What a request may ask for.
+    pub limits: Limits,
+    /// Where workers attach.
+    pub hub: Hub,
+    /// Finished pictures.
+    pub results: Results,
+    /// The models served.
+    pub models: Models,
+    /// Watched jobs.
+    pub watch: Watch,
+}
+
+/// The connection to Redis.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redis {
+    /// `redis://host:port/db`, `rediss://…` for TLS, or `unix:///path`. Without a password: see `password_file`.
+    pub url: String,
+    /// A file with the password alone; whitespace around it is dropped.
+    pub password_file: Option<PathBuf>,
+    /// What every key begins with; several clusters can share a server.
+    pub prefix: String,
+    /// For a new connection, its checks included.
+    pub connect_timeout_ms: u64,
+    /// A command unanswered for this long breaks the connection; a new one is made.
+    pub response_timeout_ms: u64,
+    /// A call waits this long for a broken connection to be replaced before it fails with UNAVAILABLE.
+    pub retry_ms: u64,
+    /// Between attempts to connect.
+    pub reconnect_delay_ms: u64,
+    /// The connections are pinged, and the memory is read, this often.
+    pub ping_ms: u64,
+    /// At start the gateway waits this long for the server to answer.
+    pub startup_timeout_ms: u64,
+    /// Submissions are refused once this share of the server's maxmemory is used, so that completions always fit.
+    /// No effect on a server without maxmemory.
+    pub memory_share: f64,
+}
+
+/// What an accepted job survives; checked against the server at every connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Accepted means on disk: `appendonly yes`, `appendfsync always`.
+    Always,
+    /// A crash of the server may lose the last second: `appendonly yes`, `appendfsync everysec` or `always`.
+    Everysec,
+    /// A restart of the server may lose everything. For tests.
+    None,
+    /// The server does not tell (a managed one that refuses CONFIG): the operator vouches for it.
+    Unverified,
+}
+
+/// The queue.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Queue {
+    /// What an accepted job must survive.
+    pub durability: Durability,
+    /// Key groups that tenants are spread over; more than 1 only helps a Redis Cluster. Raising it leaves earlier jobs
+    /// where they are, lowering it hides those of the shards that went.
+    pub shards: u16,
+    /// A lease that is not renewed for this long is given to another worker.
+    pub lease_ms: u64,
+    /// Attempts of a stage, the first included, before a job fails.
+    pub attempts: u32,
+    /// Workers that may be lost with a job before it is dead as poison.
+    pub crashes: u32,
+    /// Full-jitter backoff: the delay before attempt n+1 is uniform in 0 ..= min(cap, base * 2^(n-1)).
+    pub backoff_base_ms: u64,
+    /// See `backoff_base_ms`.
+    pub backoff_cap_ms: u64,
+    /// How much earlier than it arrived a job of high priority is taken to have arrived; of low priority, later.
+    pub priority_boost_ms: u64,
+    /// Jobs that may wait in a pool; more are refused with UNAVAILABLE.
+    pub max_waiting: u64,
+    /// Expired leases, delays and deadlines are looked for this often.
+    pub reap_ms: u64,
+    /// Jobs moved by one call of the reaper, 1 to 100.
+    pub reap_batch: u32,
+    /// Succeeded and cancelled jobs are kept this long.
+    pub keep_done_seconds: u64,
+    /// Failed jobs are kept this long for an operator.
+    pub keep_dead_seconds: u64,
+    /// Old jobs are looked for, and the queue's metrics are renewed, this often.
+    pub housekeeping_ms: u64,
+}
+
+/// Limits of a request, checked before anything is stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Characters of a prompt.
+    pub prompt_characters: usize,
+    /// Characters of a negative prompt.
+    pub negative_prompt_characters: usize,
+    /// Pictures of a job.
+    pub count: u32,
+    /// Steps of a stage.
+    pub steps: u32,
+    /// The paper's t.
+    pub guidance: f32,
+    /// Of the tokens' distribution.
+    pub temperature: f32,
+    /// Of the confidence noise.
+    pub choice_temperature: f32,
+    /// Tokens kept by the top-k filter.
+    pub top_k: u32,
+    /// Labels of a job.
+    pub labels: usize,
+    /// Characters of a label's name.
+    pub label_name_characters: usize,
+    /// Characters of a label's text.
+    pub label_characters: usize,
+    /// Characters of an idempotency key.
+    pub idempotency_key_characters: usize,
+    /// The shortest timeout a request may set.
+    pub min_timeout_ms: u64,
+    /// The longest timeout a request may set.
+    pub max_timeout_seconds: u64,
+    /// The timeout of a request that sets none.
+    pub default_timeout_seconds: u64,
+    /// Jobs on a page of ListJobs, at most.
+    pub page_size: u32,
+    /// Jobs on a page when the request is silent.
+    pub default_page_size: u32,
+    /// Jobs that one ListJobs call looks at when it filters by state.
+    pub page_scan: u32,
+    /// Bytes of a request of the public services.
+    pub control_message_bytes: usize,
+}
+
+/// Where workers attach.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hub {
+    /// Workers send a heartbeat this often; well below `queue.lease_ms`.
+    pub heartbeat_ms: u64,
+    /// A worker silent for this long is not counted any more.
+    pub worker_expiry_ms: u64,
+    /// A worker must say who it is within this time.
+    pub hello_timeout_ms: u64,
+    /// Without a doorbell, work is looked for this often.
+    pub poll_ms: u64,
+    /// Leases taken by one call, 1 to 100.
+    pub claim_batch: u32,
+    /// Reports of one worker handled at once; more wait in the stream.
+    pub reports_in_flight: usize,
+    /// Messages to one worker that may wait to be sent.
+    pub outbox: usize,
+    /// A worker that does not read for this long is dropped.
+    pub send_timeout_ms: u64,
+    /// Reports that Redis could not take are tried again after this long.
+    pub report_retry_ms: u64,
+    /// At a drain, reports in progress have this long to be acknowledged.
+    pub drain_reports_ms: u64,
+    /// Bytes of a worker's message; the pictures of a whole job must fit.
+    pub message_bytes: usize,
+}
+
+/// Finished pictures.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Results {
+    /// Added to `queue.keep_done_seconds`: pictures outlive the job that names them, never the other way round.
+    pub grace_seconds: u64,
+}
+
+/// The models served.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Models {
+    /// What a request without a model means. Absent: the only one there is.
+    pub default: Option<String>,
+    /// The registry's copy in memory is renewed when it is older than this.
+    pub refresh_ms: u64,
+    /// What a client is told to wait while no worker has attached yet.
+    pub retry_ms: u64,
+}
+
+/// Watched jobs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Watch {
+    /// Without a doorbell, a watched job is read again this often.
+    pub reread_ms: u64,
+    /// A watch outlives an outage of Redis of this length.
+    pub outage_ms: u64,
+    /// Events of one watch that may wait to be sent.
+    pub outbox: usize,
+}
+
+// === impl Config ===
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            grpc: GrpcServer::on_port(DEFAULT_PORT),
+            ops: Ops { listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT + 1)) },
+            telemetry: Telemetry::default(),
+            drain: Drain::default(),
+            redis: Redis::default(),
+            queue: Queue::default(),
+            limits: Limits::default(),
+            hub: Hub::default(),
+            results: Results::default(),
+            models: Models::default(),
+            watch: Watch::default(),
+        }
+    }
+}
+
+const DEFAULT_PORT: u16 = 7700;
+
+impl ServiceConfig for Config {
+    fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    fn drain(&self) -> &Drain {
+        &self.drain
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let at_least_one = [
+            ("redis.connect_timeout_ms", self.redis.connect_timeout_ms),
+            ("redis.response_timeout_ms", self.redis.response_timeout_ms),
+            ("redis.reconnect_delay_ms", self.redis.reconnect_delay_ms),
+            ("redis.ping_ms", self.redis.ping_ms),
+            ("queue.shards", u64::from(self.queue.shards)),
+            ("queue.attempts", u64::from(self.queue.attempts)),
+            ("queue.crashes", u64::from(self.queue.crashes)),
+            ("queue.reap_ms", self.queue.reap_ms),
+            ("queue.housekeeping_ms", self.queue.housekeeping_ms),
+            ("limits.count", u64::from(self.limits.count)),
+            ("limits.steps", u64::from(self.limits.steps)),
+            ("limits.page_size", u64::from(self.limits.page_size)),
+            ("limits.page_scan", u64::from(self.limits.page_scan)),
+            ("limits.control_message_bytes", self.limits.control_message_bytes as u64),
+            ("hub.heartbeat_ms", self.hub.heartbeat_ms),
+            ("hub.hello_timeout_ms", self.hub.hello_timeout_ms),
+            ("hub.poll_ms", self.hub.poll_ms),
+            ("hub.reports_in_flight", self.hub.reports_in_flight as u64),
+            ("hub.outbox", self.hub.outbox as u64),
+            ("hub.message_bytes", self.hub.message_bytes as u64),
+            ("watch.reread_ms", self.watch.reread_ms),
+            ("watch.outbox", self.watch.outbox as u64),
+        ];
+        for (key, value) in at_least_one {
+            if value == 0 {
+                return Err(ConfigError::invalid(key, "must be at least 1, not 0"));
+            }
+        }
+        let batches = [("queue.reap_batch", self.queue.reap_batch), ("hub.claim_batch", self.hub.claim_batch)];
+        for (key, value) in batches {
+            if !(1..=100).contains(&value) {
+                return Err(ConfigError::invalid(key, format!("must be between 1 and 100, not {value}")));
+            }
+        }
+        if self.hub.heartbeat_ms.saturating_mul(2) > self.queue.lease_ms {
+            return Err(ConfigError::invalid(
+                "hub.heartbeat_ms",
+                format!(
+                    "must be at most half of queue.lease_ms ({}), or a single late heartbeat loses the lease; it is {}",
+                    self.queue.lease_ms, self.hub.heartbeat_ms
+                ),
+            ));
+        }
+        if self.hub.worker_expiry_ms < self.hub.heartbeat_ms.saturating_mul(2) {
+            return Err(ConfigError::invalid("hub.worker_expiry_ms", "must be at least twice hub.heartbeat_ms"));
+        }
+        if !(0.0..=1.0).contains(&self.redis.memory_share) {
+            return Err(ConfigError::invalid(
+                "redis.memory_share",
+                format!("must be between 0 and 1, not {}", self.redis.memory_share),
+            ));
+        }
+        let prefix = &self.redis.prefix;
+        if prefix.is_empty() || !prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
+            return Err(ConfigError::invalid("redis.prefix", "must be letters, digits, '.', '_' or '-'"));
+        }
+        Ok(())
+    }
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self {
+            url: "redis://127.0.0.1:6379".to_owned(),
+            password_file: None,
+            prefix: "muse".to_owned(),
+            connect_timeout_ms: 2_000,
+            response_timeout_ms: 2_000,
+            retry_ms: 2_000,
+            reconnect_delay_ms: 100,
+            ping_ms: 1_000,
+            startup_timeout_ms: 15_000,
+            memory_share: 0.7,
+        }
+    }
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            durability: Durability::Always,
+            shards: 1,
+            lease_ms: 10_000,
+            attempts: 4,
+            crashes: 3,
+            backoff_base_ms: 1_000,
+            backoff_cap_ms: 60_000,
+            priority_boost_ms: 60_000,
+            max_waiting: 1_000_000,
+            reap_ms: 500,
+            reap_batch: 100,
+            keep_done_seconds: 24 * 3600,
+            keep_dead_seconds: 7 * 24 * 3600,
+            housekeeping_ms: 2_000,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            prompt_characters: 2_000,
+            negative_prompt_characters: 2_000,
+            count: 16,
+            steps: 256,
+            guidance: 50.0,
+            temperature: 10.0,
+            choice_temperature: 100.0,
+            top_k: 65_536,
+            labels: 16,
+            label_name_characters: 64,
+            label_characters: 256,
+            idempotency_key_characters: 128,
+            min_timeout_ms: 1_000,
+            max_timeout_seconds: 24 * 3600,
+            default_timeout_seconds: 3600,
+            page_size: 200,
+            default_page_size: 50,
+            page_scan: 2_000,
+            control_message_bytes: 64 * 1024,
+        }
+    }
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: 1_000,
+            worker_expiry_ms: 5_000,
+            hello_timeout_ms: 10_000,
+            poll_ms: 1_000,
+            claim_batch: 16,
+            reports_in_flight: 64,
+            outbox: 64,
+            send_timeout_ms: 10_000,
+            report_retry_ms: 250,
+            drain_reports_ms: 3_000,
+            message_bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+impl Default for Results {
+    fn default() -> Self {
+        Self { grace_seconds: 3600 }
+    }
+}
+
+impl Default for Models {
+    fn default() -> Self {
+        Self { default: None, refresh_ms: 1_000, retry_ms: 2_000 }
+    }
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { reread_ms: 5_000, outage_ms: 30_000, outbox: 16 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_hold_together() {
+        Config::default().validate().unwrap();
+    }
+
+    #[test]
+    fn a_heartbeat_too_slow_for_the_lease_is_refused_by_name() {
+        let mut config = Config::default();
+        config.hub.heartbeat_ms = config.queue.lease_ms;
+        let refused = config.validate().unwrap_err().to_string();
+        assert!(refused.contains("hub.heartbeat_ms"), "{refused}");
+    }
+}

@@ -1,0 +1,232 @@
+//! Doorbells: "something changed, look". They ride on pub/sub, which loses messages, so nobody relies on one: every
+//! listener also looks by itself now and then, and everything rings after a reconnection.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use redis::RedisResult;
+use tokio::sync::{mpsc, watch};
+
+use super::Redis;
+
+/// The doorbells of one gateway; cloning is cheap.
+#[derive(Clone)]
+pub struct Bells(Arc<Board>);
+
+struct Board {
+    jobs: Mutex<HashMap<String, watch::Sender<()>>>,
+    pools: Mutex<HashMap<String, watch::Sender<()>>>,
+    workers: Mutex<HashMap<String, mpsc::Sender<Revocation>>>,
+    registry: watch::Sender<()>,
+}
+
+/// A lease to take back from a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// The job.
+    pub job: String,
+    /// The lease's nonce, hexadecimal.
+    pub nonce: String,
+    /// `cancelled` or `deadline`.
+    pub reason: String,
+}
+
+/// Rings when a job has changed.
+pub struct JobBell {
+    job: String,
+    rings: watch::Receiver<()>,
+    board: Weak<Board>,
+}
+
+/// The revocations for one worker.
+pub struct Revocations {
+    worker: String,
+    receiver: mpsc::Receiver<Revocation>,
+    board: Weak<Board>,
+}
+
+/// A session that does not take its revocations loses them here and learns of them with its next heartbeat.
+const REVOCATIONS_WAITING: usize = 256;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Bells ===
+
+impl Bells {
+    /// Listens on the channels of `prefixes` (each a shard's `muse:{s<N>}:`, or the registry's) until the last clone is
+    /// dropped.
+    pub fn listen(redis: &Redis, prefixes: Vec<String>) -> Self {
+        let (registry, _) = watch::channel(());
+        let board = Arc::new(Board {
+            jobs: Mutex::default(),
+            pools: Mutex::default(),
+            workers: Mutex::default(),
+            registry,
+        });
+        tokio::spawn(listen(redis.clone(), Arc::downgrade(&board), prefixes));
+        Self(board)
+    }
+
+    /// Rings when `job` has changed.
+    pub fn job(&self, job: &str) -> JobBell {
+        let mut jobs = lock(&self.0.jobs);
+        let rings = jobs.entry(job.to_owned()).or_insert_with(|| watch::channel(()).0).subscribe();
+        JobBell { job: job.to_owned(), rings, board: Arc::downgrade(&self.0) }
+    }
+
+    /// Rings when there may be work for the pool, `<model>:<stage>`.
+    pub fn pool(&self, pool: &str) -> watch::Receiver<()> {
+        lock(&self.0.pools).entry(pool.to_owned()).or_insert_with(|| watch::channel(()).0).subscribe()
+    }
+
+    /// Rings when the registry of models has changed.
+    pub fn registry(&self) -> watch::Receiver<()> {
+        self.0.registry.subscribe()
+    }
+
+    /// The leases to take back from `worker`. A later call for the same worker replaces an earlier one.
+    pub fn revocations(&self, worker: &str) -> Revocations {
+        let (sender, receiver) = mpsc::channel(REVOCATIONS_WAITING);
+        lock(&self.0.workers).insert(worker.to_owned(), sender);
+        Revocations { worker: worker.to_owned(), receiver, board: Arc::downgrade(&self.0) }
+    }
+}
+
+// === impl Board ===
+
+impl Board {
+    fn ring(&self, channel: &str, payload: &str) {
+        match channel {
+            "ev" => {
+                if let Some(bell) = lock(&self.jobs).get(payload) {
+                    bell.send_replace(());
+                }
+            }
+            "work" => {
+                if let Some(bell) = lock(&self.pools).get(payload) {
+                    bell.send_replace(());
+                }
+            }
+            "rev" => {
+                let mut words = payload.split(' ').map(str::to_owned);
+                if let (Some(worker), Some(job), Some(nonce), Some(reason)) =
+                    (words.next(), words.next(), words.next(), words.next())
+                    && let Some(sender) = lock(&self.workers).get(&worker)
+                {
+                    let _ = sender.try_send(Revocation { job, nonce, reason });
+                }
+            }
+            "reg" => {
+                self.registry.send_replace(());
+            }
+            _ => {}
+        }
+    }
+
+    fn ring_all(&self) {
+        lock(&self.jobs).values().for_each(|bell| bell.send_replace(()));
+        lock(&self.pools).values().for_each(|bell| bell.send_replace(()));
+        self.registry.send_replace(());
+    }
+}
+
+// === impl JobBell ===
+
+impl JobBell {
+    /// Returns when the job may have changed since the last call.
+    pub async fn rung(&mut self) {
+        if self.rings.changed().await.is_err() {
+            // The board is gone with its gateway; the listener's own clock goes on.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for JobBell {
+    fn drop(&mut self) {
+        if let Some(board) = self.board.upgrade() {
+            let mut jobs = lock(&board.jobs);
+            // This one is still counted.
+            if jobs.get(&self.job).is_some_and(|bell| bell.receiver_count() <= 1) {
+                jobs.remove(&self.job);
+            }
+        }
+    }
+}
+
+// === impl Revocations ===
+
+impl Revocations {
+    /// The next one; waits for ever when this listener was replaced.
+    pub async fn next(&mut self) -> Revocation {
+        match self.receiver.recv().await {
+            Some(revocation) => revocation,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Revocations {
+    fn drop(&mut self) {
+        self.receiver.close();
+        if let Some(board) = self.board.upgrade() {
+            let mut workers = lock(&board.workers);
+            if workers.get(&self.worker).is_some_and(mpsc::Sender::is_closed) {
+                workers.remove(&self.worker);
+            }
+        }
+    }
+}
+
+async fn listen(redis: Redis, board: Weak<Board>, prefixes: Vec<String>) {
+    let delay = Duration::from_millis(redis.config().reconnect_delay_ms);
+    while board.strong_count() > 0 {
+        if let Err(error) = listen_once(&redis, &board, &prefixes).await {
+            tracing::debug!(%error, "the doorbells' connection ended");
+        }
+        tokio::time::sleep(delay).await;
+    }
+}
+
+async fn listen_once(redis: &Redis, board: &Weak<Board>, prefixes: &[String]) -> RedisResult<()> {
+    let limit = Duration::from_millis(redis.config().connect_timeout_ms);
+    let timed_out = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
+    let connection =
+        tokio::time::timeout(limit, redis.client().get_async_pubsub()).await.map_err(timed_out)??;
+    let (mut sink, mut messages) = connection.split();
+    for prefix in prefixes {
+        for channel in ["ev", "work", "rev", "reg"] {
+            let subscribed = sink.subscribe(format!("{prefix}{channel}"));
+            tokio::time::timeout(limit, subscribed).await.map_err(timed_out)??;
+        }
+    }
+    if let Some(board) = board.upgrade() {
+        board.ring_all();
+    }
+    let response = Duration::from_millis(redis.config().response_timeout_ms);
+    let mut pings = tokio::time::interval(Duration::from_millis(redis.config().ping_ms));
+    loop {
+        tokio::select! {
+            message = messages.next() => {
+                let Some(message) = message else { return Ok(()) };
+                let Some(board) = board.upgrade() else { return Ok(()) };
+                let channel = message.get_channel_name().rsplit(':').next().unwrap_or("").to_owned();
+                if let Ok(payload) = std::str::from_utf8(message.get_payload_bytes()) {
+                    board.ring(&channel, payload);
+                }
+            }
+            _ = pings.tick() => {
+                if board.strong_count() == 0 {
+                    return Ok(());
+                }
+                tokio::time::timeout(response, sink.ping::<redis::Value>()).await.map_err(timed_out)??;
+            }
+        }
+    }
+}

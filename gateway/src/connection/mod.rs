@@ -1,0 +1,27 @@
+//! The way to Redis: a supervised connection for commands, another for the doorbells, and the checks that a server must
+//! pass before anything is entrusted to it. Nothing here knows what a job is.
+
+mod bells;
+mod checks;
+mod supervisor;
+
+pub use self::{
+    bells::{Bells, JobBell, Revocation, Revocations},
+    checks::{Facts, Unfit, check},
+    supervisor::{Redis, StartupError},
+};
+
+/// Why a call to Redis failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RedisError {
+    /// Not reachable, or not usable, for longer than a call waits. Whether the call took effect is unknown, which is why
+    /// every script can be repeated.
+    #[error("Redis is not available: {0}")]
+    Unavailable(String),
+    /// The server's maxmemory is reached.
+    #[error("Redis is out of memory")]
+    OutOfMemory,
+    /// The server refused the call: a fault of ours, or foreign data under our keys.
+    #[error("Redis refused a call: {0}")]
+    Refused(String),
+}

@@ -1,0 +1,88 @@
+//! The ways in which a call to the gateway can fail, and what a client hears of each.
+
+use std::time::Duration;
+
+use muse_service::error::Error as CallError;
+use tonic_types::FieldViolation;
+
+use crate::connection::RedisError;
+
+/// A failed call.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Change these fields.
+    #[error("invalid fields: {0:?}")]
+    Invalid(Vec<FieldViolation>),
+    /// No such job, or another tenant's.
+    #[error("no such job")]
+    UnknownJob,
+    /// The job has no such picture (yet).
+    #[error("{0}")]
+    NoImage(String),
+    /// The idempotency key stands for another request.
+    #[error("the idempotency key stands for another request")]
+    IdempotencyConflict,
+    /// Too many jobs wait.
+    #[error("the queue is full")]
+    Full,
+    /// Redis has no room for more jobs.
+    #[error("Redis is short of memory")]
+    MemoryShort,
+    /// Nothing can be served yet.
+    #[error("no worker has attached yet")]
+    NoModel {
+        /// When to try again.
+        retry: Duration,
+    },
+    /// This gateway is going away.
+    #[error("this gateway is shutting down")]
+    ShuttingDown,
+    /// Another build of the model is being served.
+    #[error("{0}")]
+    OtherBundle(String),
+    /// See [`RedisError`].
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+}
+
+impl Error {
+    /// One wrong field.
+    pub fn field(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self::Invalid(vec![FieldViolation::new(field, description)])
+    }
+}
+
+/// What a client waits before it tries a full cluster again.
+const FULL_RETRY: Duration = Duration::from_secs(5);
+/// What a client waits before it tries again during an outage, or another gateway.
+const OUTAGE_RETRY: Duration = Duration::from_secs(1);
+
+impl From<Error> for CallError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Invalid(fields) => Self::invalid_fields(fields),
+            Error::UnknownJob => Self::not_found("there is no such job"),
+            Error::NoImage(message) => Self::not_found(message),
+            Error::IdempotencyConflict => Self::already_exists(
+                "request.idempotency_key: the key was used before with another request; use a new key, or send the same \
+                 request",
+            ),
+            Error::Full => Self::unavailable("the queue is full: as many jobs as allowed are waiting", FULL_RETRY),
+            Error::MemoryShort => Self::unavailable("the queue's memory is nearly full", FULL_RETRY),
+            Error::NoModel { retry } => Self::unavailable("no worker has attached yet, so no model is served", retry),
+            Error::ShuttingDown => Self::unavailable("this gateway is shutting down; call again", OUTAGE_RETRY),
+            Error::OtherBundle(message) => Self::failed_precondition(message),
+            Error::Redis(RedisError::Unavailable(reason)) => {
+                Self::unavailable("the queue is not available for now", OUTAGE_RETRY).with_source(reason)
+            }
+            Error::Redis(RedisError::OutOfMemory) => Self::unavailable("the queue's memory is full", FULL_RETRY),
+            Error::Redis(error @ RedisError::Refused(_)) => Self::internal(error),
+        }
+    }
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        CallError::from(error).into()
+    }
+}

@@ -1,0 +1,333 @@
+//! One attached worker: a loop over its messages, the doorbells, and the answers in progress.
+//!
+//! Leases are claimed only against credit. A claim runs beside the loop, so that a slow Redis delays neither heartbeats nor
+//! reports; at most one is in flight.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use muse_proto::{
+    internal::v1::{
+        AttachRequest, AttachResponse, Heartbeat, Hello, Lease, Revoke, RevokeReason, Welcome, attach_request,
+        attach_response::Message,
+    },
+    v1::{JobErrorReason, Model, ModelStage, Stage, Worker},
+};
+use muse_service::telemetry::trace_context;
+use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tonic::{Status, Streaming};
+
+use super::{Shared, check, lease, reports};
+use crate::{
+    Error,
+    connection::{RedisError, Revocation},
+    jobs::{JobId, Nonce, duration, stage_name, timestamp},
+    queue::{Grant, pool_name},
+    validate,
+};
+
+/// Who is attached; fixed for the session.
+pub(super) struct Attached {
+    pub(super) worker: Worker,
+    pub(super) model: Model,
+    pub(super) served: ModelStage,
+    pub(super) stage: Stage,
+    pub(super) stage_name: &'static str,
+    session: String,
+}
+
+/// See the module.
+pub(super) struct Session {
+    shared: Arc<Shared>,
+    attached: Arc<Attached>,
+    outbox: mpsc::Sender<Result<AttachResponse, Status>>,
+    credit: u32,
+    // Where the next claim begins, so that no shard is always last.
+    next_shard: u16,
+}
+
+type Replies = Result<Vec<Message>, Status>;
+type Claimed = (Vec<(Grant, Lease)>, Option<RedisError>);
+
+impl Session {
+    /// Takes a worker in: checks what it says, notes it in the table, and welcomes it.
+    pub(super) async fn begin(
+        shared: Arc<Shared>,
+        hello: Hello,
+        outbox: mpsc::Sender<Result<AttachResponse, Status>>,
+    ) -> Result<Self, Error> {
+        let model = check::hello(&hello).map_err(Error::Invalid)?;
+        let stage = hello.stage();
+        let served = model.stages.iter().find(|served| served.stage() == stage).cloned();
+        let (Some(stage_name), Some(served)) = (stage_name(stage), served) else {
+            return Err(Error::field("hello.stage", "must be one of the model's stages"));
+        };
+        let worker = Worker {
+            id: hello.worker_id,
+            stage: stage as i32,
+            model: model.name.clone(),
+            bundle_digest: model.bundle_digest.clone(),
+            provider: hello.provider,
+            device: hello.device,
+            version: hello.version,
+            row_budget: hello.row_budget,
+            gateway_id: shared.gateway_id.clone(),
+            attached_at: Some(timestamp(unix_ms())),
+            ..Worker::default()
+        };
+        let session = Nonce::random().to_string();
+        let attached = Arc::new(Attached { worker, model, served, stage, stage_name, session });
+        note(&shared, &attached, &attached.worker).await?;
+        let welcome = Welcome {
+            gateway_id: shared.gateway_id.clone(),
+            lease: Some(duration(shared.lease_ms)),
+            heartbeat: Some(duration(shared.config.heartbeat_ms)),
+        };
+        tracing::info!(
+            worker = attached.worker.id,
+            model = attached.model.name,
+            stage = stage_name,
+            provider = attached.worker.provider,
+            device = attached.worker.device,
+            "worker attached"
+        );
+        let session = Self { shared, attached, outbox, credit: 0, next_shard: 0 };
+        session.send(Message::Welcome(welcome)).await;
+        Ok(session)
+    }
+
+    /// Runs until the worker leaves or the gateway drains.
+    pub(super) async fn run(mut self, mut inbound: Streaming<AttachRequest>) {
+        let pool = pool_name(&self.attached.model.name, self.attached.stage_name);
+        let shutdown = self.shared.shutdown.clone();
+        let mut work = self.shared.bells.pool(&pool);
+        let mut revocations = self.shared.bells.revocations(&self.attached.worker.id);
+        let mut poll = tokio::time::interval(Duration::from_millis(self.shared.config.poll_ms));
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut replies: FuturesUnordered<BoxFuture<'static, Replies>> = FuturesUnordered::new();
+        let mut claims: FuturesUnordered<BoxFuture<'static, Claimed>> = FuturesUnordered::new();
+        // Whether looking for work is worth a call.
+        let mut hungry = true;
+        let ended = loop {
+            if hungry && self.credit > 0 && claims.is_empty() {
+                hungry = false;
+                claims.push(self.claim());
+            }
+            tokio::select! {
+                () = shutdown.requested() => break "the gateway drains",
+                () = self.outbox.closed() => break "the worker left",
+                message = inbound.message(), if replies.len() < self.shared.config.reports_in_flight => match message {
+                    Ok(Some(message)) => {
+                        if let Some(attach_request::Message::Credit(credit)) = &message.message {
+                            self.credit = credit.rows;
+                            hungry = true;
+                        }
+                        match self.reply(message) {
+                            Ok(Some(reply)) => replies.push(reply),
+                            Ok(None) => {}
+                            Err(status) => {
+                                let _ = self.outbox.try_send(Err(status));
+                                break "the worker broke the protocol";
+                            }
+                        }
+                    }
+                    Ok(None) => break "the worker closed the stream",
+                    Err(_) => break "the stream broke",
+                },
+                Some(reply) = replies.next(), if !replies.is_empty() => match reply {
+                    Ok(messages) => {
+                        for message in messages {
+                            self.send(message).await;
+                        }
+                    }
+                    Err(status) => {
+                        let _ = self.outbox.try_send(Err(status));
+                        break "the worker was refused";
+                    }
+                },
+                Some((leases, error)) = claims.next(), if !claims.is_empty() => {
+                    // There may be more where these came from.
+                    hungry = !leases.is_empty();
+                    if let Some(error) = error {
+                        tracing::debug!(%error, "no leases for now");
+                    }
+                    self.deliver(leases).await;
+                }
+                Ok(()) = work.changed() => hungry = true,
+                _ = poll.tick() => hungry = true,
+                revocation = revocations.next() => {
+                    if let Some(message) = revoke(&revocation) {
+                        self.send(message).await;
+                    }
+                }
+            }
+        };
+        self.end(ended, replies, claims).await;
+    }
+
+    /// Acknowledges what can be acknowledged soon, and gives back what the worker will not get.
+    async fn end(
+        mut self,
+        why: &str,
+        mut replies: FuturesUnordered<BoxFuture<'static, Replies>>,
+        mut claims: FuturesUnordered<BoxFuture<'static, Claimed>>,
+    ) {
+        tracing::info!(worker = self.attached.worker.id, why, "worker detached");
+        let finish = async {
+            while let Some((leases, _)) = claims.next().await {
+                for (grant, _) in leases {
+                    self.give_back(&grant).await;
+                }
+            }
+            while let Some(reply) = replies.next().await {
+                for message in reply.unwrap_or_default() {
+                    self.send(message).await;
+                }
+            }
+            if let Err(error) = self.shared.models.left(&self.attached.worker.id, &self.attached.session).await {
+                tracing::debug!(%error, "a worker that left stays in the table until it expires");
+            }
+        };
+        // What does not fit is repeated by the worker elsewhere, or expires.
+        let _ = tokio::time::timeout(Duration::from_millis(self.shared.config.drain_reports_ms), finish).await;
+        self.credit = 0;
+    }
+
+    /// What a message is answered with, if anything.
+    fn reply(&self, message: AttachRequest) -> Result<Option<BoxFuture<'static, Replies>>, Status> {
+        let (shared, attached) = (Arc::clone(&self.shared), Arc::clone(&self.attached));
+        match message.message {
+            Some(attach_request::Message::Hello(_)) => Err(Status::invalid_argument("hello comes once, at first")),
+            Some(attach_request::Message::Credit(_)) | None => Ok(None),
+            Some(attach_request::Message::Heartbeat(beat)) => {
+                Ok(Some(Box::pin(async move { heartbeat(&shared, &attached, beat).await })))
+            }
+            Some(attach_request::Message::Complete(complete)) => Ok(Some(Box::pin(async move {
+                Ok(vec![Message::Ack(reports::complete(&shared, &attached, complete).await)])
+            }))),
+            Some(attach_request::Message::Fail(fail)) => {
+                Ok(Some(Box::pin(async move { Ok(vec![Message::Ack(reports::fail(&shared, &attached, fail).await)]) })))
+            }
+            Some(attach_request::Message::Release(release)) => {
+                Ok(Some(Box::pin(async move { Ok(vec![Message::Ack(reports::release(&shared, release).await)]) })))
+            }
+        }
+    }
+
+    /// Claims leases in all shards, as far as the credit goes.
+    fn claim(&mut self) -> BoxFuture<'static, Claimed> {
+        let (shared, attached, mut credit) = (Arc::clone(&self.shared), Arc::clone(&self.attached), self.credit);
+        let (first, shards) = (self.next_shard, self.shared.queue.keys().shards());
+        self.next_shard = (first + 1) % shards;
+        Box::pin(async move {
+            let pool = (attached.model.name.as_str(), attached.stage_name);
+            let mut leases = Vec::new();
+            for shard in (0..shards).map(|n| (first + n) % shards) {
+                let most = shared.config.claim_batch.min(credit);
+                if most == 0 {
+                    break;
+                }
+                let nonces: Vec<Nonce> = (0..most).map(|_| Nonce::random()).collect();
+                let grants = match shared.queue.claim(shard, pool, &attached.worker.id, credit, &nonces).await {
+                    Ok(grants) => grants,
+                    Err(error) => return (leases, Some(error)),
+                };
+                for grant in grants {
+                    match lease::message(&grant, attached.stage) {
+                        Ok(lease) => {
+                            credit = credit.saturating_sub(lease.request.as_ref().map_or(1, validate::count_of));
+                            leases.push((grant, lease));
+                        }
+                        Err(error) => unreadable(&shared, &grant, &error).await,
+                    }
+                }
+            }
+            (leases, None)
+        })
+    }
+
+    async fn deliver(&mut self, leases: Vec<(Grant, Lease)>) {
+        for (grant, mut lease) in leases {
+            self.credit = self.credit.saturating_sub(lease.request.as_ref().map_or(1, validate::count_of));
+            let span = tracing::info_span!(
+                "lease", job = %grant.id, stage = self.attached.stage_name, worker = self.attached.worker.id,
+                tenant = grant.tenant, waited_ms = grant.waited_ms, attempts = grant.attempts,
+            );
+            trace_context::set_parent(&span, &grant.traceparent);
+            lease.traceparent = span.in_scope(trace_context::current).unwrap_or(lease.traceparent);
+            let seconds = grant.waited_ms as f64 / 1000.0;
+            let stage = self.attached.stage_name;
+            metrics::histogram!("muse_job_seconds", "stage" => stage, "phase" => "wait").record(seconds);
+            if !self.send(Message::Lease(lease)).await {
+                self.give_back(&grant).await;
+            }
+        }
+    }
+
+    /// A lease that never reached its worker goes back at once; nobody's budget pays.
+    async fn give_back(&self, grant: &Grant) {
+        if let Err(error) = self.shared.queue.release(grant.id, grant.nonce, &[]).await {
+            tracing::debug!(%error, job = %grant.id, "an undelivered lease has to run out");
+        }
+    }
+
+    /// False when the worker is gone, or reads too slowly to be served.
+    async fn send(&self, message: Message) -> bool {
+        let limit = Duration::from_millis(self.shared.config.send_timeout_ms);
+        let response = AttachResponse { message: Some(message) };
+        matches!(tokio::time::timeout(limit, self.outbox.send(Ok(response))).await, Ok(Ok(())))
+    }
+}
+
+/// Renews leases, keeps progress, and notes the worker as alive. Leases to drop are revoked.
+async fn heartbeat(shared: &Shared, attached: &Attached, beat: Heartbeat) -> Replies {
+    let worker = Worker {
+        rows: beat.rows,
+        passes_per_second: beat.passes_per_second,
+        draining: beat.draining,
+        ..attached.worker.clone()
+    };
+    match note(shared, attached, &worker).await {
+        Ok(()) => {}
+        Err(error @ Error::OtherBundle(_)) => return Err(error.into()),
+        // The leases do not depend on the table.
+        Err(error) => tracing::debug!(%error, "a heartbeat did not reach the table of workers"),
+    }
+    reports::beat(shared, attached, beat.leases).await
+}
+
+async fn note(shared: &Shared, attached: &Attached, worker: &Worker) -> Result<(), Error> {
+    let seen = shared.models.seen(worker, &attached.session, &attached.model).await?;
+    seen.map_err(|other| {
+        Error::OtherBundle(format!(
+            "model {} is served from another bundle (digest {}) by {} live workers, this worker has {}: stop those first, \
+             or give this bundle another name or version",
+            attached.model.name, other.served, other.workers, attached.model.bundle_digest
+        ))
+    })
+}
+
+/// What lies in Redis is not what this version wrote; another attempt would read the same.
+async fn unreadable(shared: &Shared, grant: &Grant, error: &prost::DecodeError) {
+    tracing::error!(job = %grant.id, %error, "a job's record cannot be read");
+    let error = (JobErrorReason::Internal, "the job's record cannot be read");
+    if let Err(error) = shared.queue.fail(grant.id, grant.nonce, error, false).await {
+        tracing::debug!(%error, job = %grant.id, "its lease has to run out");
+    }
+}
+
+fn revoke(revocation: &Revocation) -> Option<Message> {
+    let reason = match revocation.reason.as_str() {
+        "cancelled" => RevokeReason::Cancelled,
+        "deadline" => RevokeReason::Deadline,
+        _ => RevokeReason::LeaseLost,
+    };
+    let id = JobId::parse(&revocation.job).ok()?;
+    let nonce = Nonce::from_hex(&revocation.nonce)?;
+    Some(Message::Revoke(Revoke { job_id: id.to_string(), nonce: nonce.to_vec(), reason: reason as i32 }))
+}
+
+fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

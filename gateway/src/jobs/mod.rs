@@ -1,0 +1,274 @@
+//! Jobs, as a library: what the public API does, without a word of gRPC's transport. The handlers in `api/` are one front
+//! end of it; another (HTTP) would call the same methods.
+
+mod id;
+mod page;
+mod record;
+mod stage;
+
+use std::sync::Arc;
+
+use futures::Stream;
+use muse_proto::v1::{
+    GenerationRequest, Image, Job, JobState, ListJobsRequest, ListJobsResponse, Priority, Stage,
+};
+use muse_service::Tenant;
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+use tracing::Instrument as _;
+
+pub use self::{
+    id::{InvalidJobId, JobId, Nonce},
+    record::{Record, duration, timestamp},
+    stage::{sampling_of, stage_name, stage_of_name},
+};
+use crate::{
+    Error, config,
+    models::Models,
+    queue::{Cancellation, Idempotency, NewJob, Queue, Submission, boost_ms},
+    results::ResultStore,
+    validate,
+    watch::{News, Watcher},
+};
+
+/// Everything a front end needs; cloning is cheap.
+#[derive(Clone)]
+pub struct Jobs {
+    queue: Queue,
+    models: Models,
+    results: Arc<dyn ResultStore>,
+    watcher: Watcher,
+    limits: Arc<config::Limits>,
+    priority_boost_ms: u64,
+    memory_share: f64,
+}
+
+/// An accepted job.
+#[derive(Clone, Debug)]
+pub struct Submitted {
+    /// As it is stored.
+    pub job: Job,
+    /// The idempotency key was known: it is the earlier one.
+    pub already_existed: bool,
+}
+
+impl Jobs {
+    /// Puts the parts together.
+    pub fn new(
+        queue: Queue,
+        models: Models,
+        results: Arc<dyn ResultStore>,
+        watcher: Watcher,
+        config: &config::Config,
+    ) -> Self {
+        Self {
+            queue,
+            models,
+            results,
+            watcher,
+            limits: Arc::new(config.limits.clone()),
+            priority_boost_ms: config.queue.priority_boost_ms,
+            memory_share: config.redis.memory_share,
+        }
+    }
+
+    /// The registry of models.
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+
+    /// The queue under it.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Checks a request, fills in every default, and puts it into the queue.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with every violation, [`Error::NoModel`], [`Error::IdempotencyConflict`], [`Error::Full`],
+    /// [`Error::MemoryShort`], [`Error::Redis`].
+    pub async fn submit(
+        &self,
+        tenant: &Tenant,
+        request: Option<GenerationRequest>,
+        traceparent: Option<String>,
+    ) -> Result<Submitted, Error> {
+        let name = request.as_ref().map_or("", |request| request.model.as_str());
+        let model = self.models.find(name).await;
+        // A wrong model is one violation among the others.
+        let mut violations = match &model {
+            Err(Error::Invalid(violations)) => violations.clone(),
+            _ => Vec::new(),
+        };
+        violations.extend(validate::request(request.as_ref(), model.as_ref().ok(), &self.limits));
+        if !violations.is_empty() {
+            return Err(Error::Invalid(violations));
+        }
+        let (Some(request), model) = (request, model?) else { return Err(Error::field("request", "is required")) };
+        if self.queue.redis().memory_share() >= self.memory_share {
+            return Err(Error::MemoryShort);
+        }
+
+        let idempotency = idempotency(&request);
+        let resolved = validate::resolve(request, &model, &self.limits, rand::random());
+        let id = JobId::new(self.queue.keys().shard_of(tenant));
+        let priority = Priority::try_from(resolved.priority).unwrap_or_default();
+        let new = NewJob {
+            id,
+            tenant: tenant.clone(),
+            model: model.name.clone(),
+            stages: model.stages.iter().map(|served| served.stage()).filter(|stage| *stage != Stage::Unspecified).collect(),
+            rows: validate::count_of(&resolved),
+            boost_ms: boost_ms(priority, self.priority_boost_ms),
+            timeout_ms: validate::timeout_of(&resolved),
+            request: resolved.encode_to_vec(),
+            traceparent: traceparent.unwrap_or_default(),
+            idempotency,
+        };
+        let span = tracing::info_span!("submit", job = %id, model = %new.model, tenant = %tenant);
+        let submission = self.queue.submit(&new).instrument(span).await?;
+        let (id, already_existed) = match submission {
+            Submission::Created(id) => (id, false),
+            Submission::Existed(id) => (id, true),
+            Submission::Conflict => return Err(Error::IdempotencyConflict),
+            Submission::Full => return Err(Error::Full),
+        };
+        if !already_existed {
+            metrics::counter!("muse_jobs_submitted_total", "model" => new.model).increment(1);
+        }
+        Ok(Submitted { job: self.get(tenant, &id.to_string()).await?, already_existed })
+    }
+
+    /// A job as it stands.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a name that is none, [`Error::UnknownJob`] also for another tenant's.
+    pub async fn get(&self, tenant: &Tenant, job_id: &str) -> Result<Job, Error> {
+        Ok(self.record(tenant, job_id).await?.job)
+    }
+
+    /// A page of the tenant's jobs, newest first.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub async fn list(&self, tenant: &Tenant, request: &ListJobsRequest) -> Result<ListJobsResponse, Error> {
+        page::list(&self.queue, &self.limits, tenant, request).await
+    }
+
+    /// Cancels a job in any state; one that has ended is left as it is.
+    ///
+    /// # Errors
+    /// As [`Jobs::get`].
+    pub async fn cancel(&self, tenant: &Tenant, job_id: &str) -> Result<Job, Error> {
+        let id = parse(job_id)?;
+        if id.shard() >= self.queue.keys().shards() {
+            return Err(Error::UnknownJob);
+        }
+        match self.queue.cancel(id, tenant.as_str()).await? {
+            Cancellation::Unknown => Err(Error::UnknownJob),
+            Cancellation::Cancelled | Cancellation::Ended => self.get(tenant, job_id).await,
+        }
+    }
+
+    /// News of a job to its end. The last item has its record too.
+    ///
+    /// # Errors
+    /// As [`Jobs::get`], before the first item.
+    pub async fn watch(
+        &self,
+        tenant: &Tenant,
+        job_id: &str,
+        after_version: u64,
+    ) -> Result<impl Stream<Item = Result<(News, Option<Record>), Error>> + Send + use<>, Error> {
+        self.record(tenant, job_id).await?;
+        Ok(self.watcher.watch(parse(job_id)?, after_version))
+    }
+
+    /// One picture of a job.
+    ///
+    /// # Errors
+    /// [`Error::NoImage`] says why there is none.
+    pub async fn image(&self, tenant: &Tenant, job_id: &str, index: u32) -> Result<Image, Error> {
+        let record = self.record(tenant, job_id).await?;
+        self.image_of(&record, index).await
+    }
+
+    /// One picture of a job at hand.
+    ///
+    /// # Errors
+    /// [`Error::NoImage`] says why there is none.
+    pub async fn image_of(&self, record: &Record, index: u32) -> Result<Image, Error> {
+        let id = parse(&record.job.id)?;
+        let info = record.job.images.iter().find(|info| info.index == index);
+        let (Some(info), Some(nonce)) = (info, record.pictures) else {
+            let why = match record.job.state() {
+                JobState::Succeeded => format!("the job has {} pictures, so none of index {index}", record.job.images.len()),
+                JobState::Failed | JobState::Cancelled => "the job ended without pictures".to_owned(),
+                _ => "the job is not done yet; watch it to its end".to_owned(),
+            };
+            return Err(Error::NoImage(why));
+        };
+        match self.results.get(id, nonce, index).await? {
+            Some(data) => Ok(Image { info: Some(info.clone()), data }),
+            None => Err(Error::NoImage("the picture is not kept any more".to_owned())),
+        }
+    }
+
+    async fn record(&self, tenant: &Tenant, job_id: &str) -> Result<Record, Error> {
+        let record = self.queue.get(parse(job_id)?).await?;
+        record.filter(|record| record.tenant == tenant.as_str()).ok_or(Error::UnknownJob)
+    }
+}
+
+fn parse(job_id: &str) -> Result<JobId, Error> {
+    JobId::parse(job_id).map_err(|invalid| Error::field("job_id", invalid.to_string()))
+}
+
+/// What a key stands for: the request as the client sent it, so that a request without a seed still equals itself.
+fn idempotency(request: &GenerationRequest) -> Option<Idempotency> {
+    if request.idempotency_key.is_empty() {
+        return None;
+    }
+    let mut bare = GenerationRequest { labels: Default::default(), ..request.clone() };
+    bare.idempotency_key.clear();
+    let mut hash = Sha256::new();
+    hash.update(bare.encode_to_vec());
+    // A map is encoded in no particular order.
+    let mut labels: Vec<_> = request.labels.iter().collect();
+    labels.sort_unstable();
+    for (name, text) in labels {
+        for part in [name, text] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part.as_bytes());
+        }
+    }
+    let key = hex::encode(Sha256::digest(request.idempotency_key.as_bytes()));
+    Some(Idempotency { key, request: hex::encode(hash.finalize()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(labels: &[(&str, &str)]) -> GenerationRequest {
+        let labels = labels.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        GenerationRequest { idempotency_key: "k".to_owned(), labels, ..GenerationRequest::default() }
+    }
+
+    #[test]
+    fn the_same_request_stands_for_itself_whatever_the_order_of_its_labels() {
+        let labels = [("a", "1"), ("b", "2"), ("c", "3"), ("d", "4")];
+        let mut reversed = labels;
+        reversed.reverse();
+        assert_eq!(idempotency(&request(&labels)), idempotency(&request(&reversed)));
+        assert_ne!(idempotency(&request(&labels)), idempotency(&request(&labels[1..])));
+        assert_ne!(idempotency(&request(&[("a", "bc")])), idempotency(&request(&[("ab", "c")])));
+        let seeded = GenerationRequest { seed: Some(1), ..request(&labels) };
+        assert_ne!(idempotency(&request(&labels)), idempotency(&seeded));
+    }
+
+    #[test]
+    fn no_key_no_promise() {
+        assert_eq!(idempotency(&GenerationRequest::default()), None);
+    }
+}

@@ -1,0 +1,49 @@
+//! The Lua scripts, compiled in.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+
+/// Every script of a queue shard begins with the shared part.
+macro_rules! shard_script {
+    ($flags:literal, $file:literal) => {
+        LazyLock::new(|| {
+            Script::new(concat!(
+                "#!lua ",
+                $flags,
+                "\n",
+                include_str!("scripts/common.lua"),
+                "\n",
+                include_str!(concat!("scripts/", $file))
+            ))
+        })
+    };
+}
+
+/// Scripts that finish or free something run also when memory is short; new work does not get in then.
+macro_rules! shard_scripts {
+    ($($name:ident = $file:literal;)*) => {
+        $(pub(super) static $name: LazyLock<Script> = shard_script!("flags=allow-oom", $file);)*
+    };
+}
+
+pub(super) static SUBMIT: LazyLock<Script> = shard_script!("flags=", "submit.lua");
+
+shard_scripts! {
+    CLAIM = "claim.lua";
+    BEAT = "beat.lua";
+    COMPLETE = "complete.lua";
+    FAIL = "fail.lua";
+    RELEASE = "release.lua";
+    REAP = "reap.lua";
+    CANCEL = "cancel.lua";
+    PURGE = "purge.lua";
+}
+
+/// The registry's scripts stand alone.
+pub(crate) static WORKER_SEEN: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!("#!lua flags=allow-oom\n", include_str!("scripts/worker_seen.lua")))
+});
+pub(crate) static WORKER_LEFT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!("#!lua flags=allow-oom\n", include_str!("scripts/worker_left.lua")))
+});

@@ -1,0 +1,47 @@
+-- Moves on what time has overtaken: leases that ran out, delays that are over, deadlines that passed.
+-- ARGV: most jobs of each kind, crashes that make a job dead
+-- Reply: {leases lost, of those dead, delays over, deadlines passed}; a full batch means that more may wait
+local limit, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
+if not (limit and budget) or limit > 100 then return redis.error_reply('ERR reap: bad arguments') end
+
+local clock = lease_clock()
+local lost, dead, over, passed = 0, 0, 0, 0
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'deadline', '-inf', NOW, 'LIMIT', 0, limit)) do
+  local job = load(id)
+  if job and LIVE[job.state] then
+    revoke(job, 'deadline')
+    finish(job, 'failed', 'err_reason', 5, 'err_message', 'the deadline passed before the job was done')
+    passed = passed + 1
+  else
+    redis.call('ZREM', P .. 'deadline', id)
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'lease', '-inf', clock, 'LIMIT', 0, limit)) do
+  local job = load(id)
+  if job and job.state == 'running' then
+    local crashes = (tonumber(job.crashes) or 0) + 1
+    lost = lost + 1
+    if crashes >= budget then
+      dead = dead + 1
+      finish(job, 'failed', 'crashes', crashes, 'err_reason', 4, 'err_message',
+        crashes .. ' shards were lost while they held this job; it is not tried again')
+    else
+      requeue(job, job.nonce, 'crashes', crashes)
+    end
+  else
+    redis.call('ZREM', P .. 'lease', id)
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'delay', '-inf', NOW, 'LIMIT', 0, limit)) do
+  local job = load(id)
+  if job and job.state == 'delayed' then
+    requeue(job, '')
+    over = over + 1
+  else
+    redis.call('ZREM', P .. 'delay', id)
+  end
+end
+return { lost, dead, over, passed }

@@ -1,0 +1,260 @@
+//! The scripts that change something, typed.
+
+use muse_proto::v1::JobErrorReason;
+use redis::{Script, ScriptInvocation};
+
+use super::{
+    Queue, backoff, scripts,
+    types::{
+        Beat, Beaten, Cancellation, Completed, Grant, NewJob, Purged, Reaped, Reported, StageResult, Submission,
+    },
+};
+use crate::{
+    connection::RedisError,
+    jobs::{JobId, Nonce, stage_name},
+};
+
+/// Leases renewed by one call; the script's own limit.
+const BEATS: usize = 100;
+
+type GrantReply = (String, String, Vec<u8>, Vec<u8>, Vec<u8>, u64, String, u64, u32, String);
+
+/// How keys are laid out. A gateway that finds a later number must not touch them.
+const SCHEMA: u32 = 1;
+
+impl Queue {
+    /// Notes the layout of the keys, or refuses a server that holds another one.
+    ///
+    /// # Errors
+    /// [`RedisError::Refused`] names both layouts.
+    pub async fn check_schema(&self) -> Result<(), RedisError> {
+        for shard in 0..self.keys.shards() {
+            let key = self.keys.shard(shard) + "meta";
+            let mut pipeline = redis::pipe();
+            pipeline.cmd("HSETNX").arg(&key).arg("schema").arg(SCHEMA).ignore();
+            pipeline.cmd("HGET").arg(&key).arg("schema");
+            let (schema,): (u32,) = self.redis.pipe(&pipeline).await?;
+            if schema != SCHEMA {
+                return Err(RedisError::Refused(format!(
+                    "the keys under {key} have layout {schema}, this version knows {SCHEMA}: run the version that wrote \
+                     them, or set another redis.prefix"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Accepts a job. Repeating it with the same id changes nothing.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn submit(&self, job: &NewJob) -> Result<Submission, RedisError> {
+        let stages: Vec<&str> = job.stages.iter().filter_map(|stage| stage_name(*stage)).collect();
+        let (key, request) = match &job.idempotency {
+            Some(idempotency) => (idempotency.key.as_str(), idempotency.request.as_str()),
+            None => ("", ""),
+        };
+        let mut call = self.on(&scripts::SUBMIT, job.id.shard());
+        call.arg(job.id.to_string()).arg(job.tenant.as_str()).arg(&job.model).arg(stages.join(","));
+        call.arg(job.rows).arg(job.boost_ms).arg(job.timeout_ms).arg(&job.request).arg(&job.traceparent);
+        call.arg(key).arg(request).arg(self.config.max_waiting);
+        let (outcome, id): (String, String) = self.redis.eval(&call).await?;
+        let id = || JobId::parse(&id).map_err(|_| foreign("submit", &id));
+        match outcome.as_str() {
+            "created" => Ok(Submission::Created(id()?)),
+            "existed" => Ok(Submission::Existed(id()?)),
+            "conflict" => Ok(Submission::Conflict),
+            "full" => Ok(Submission::Full),
+            other => Err(foreign("submit", other)),
+        }
+    }
+
+    /// Cancels a job in any live state.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn cancel(&self, id: JobId, tenant: &str) -> Result<Cancellation, RedisError> {
+        let mut call = self.on(&scripts::CANCEL, id.shard());
+        call.arg(id.to_string()).arg(tenant);
+        match self.redis.eval::<String>(&call).await?.as_str() {
+            "cancelled" => Ok(Cancellation::Cancelled),
+            "ended" => Ok(Cancellation::Ended),
+            "unknown" => Ok(Cancellation::Unknown),
+            other => Err(foreign("cancel", other)),
+        }
+    }
+
+    /// Leases jobs of a pool to `worker`: while credit in rows lasts, and one for each nonce at most. The last job may
+    /// exceed the credit. Repeating it with the same nonces gives the same leases.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn claim(
+        &self,
+        shard: u16,
+        (model, stage): (&str, &str),
+        worker: &str,
+        credit: u32,
+        nonces: &[Nonce],
+    ) -> Result<Vec<Grant>, RedisError> {
+        let mut call = self.on(&scripts::CLAIM, shard);
+        call.arg(model).arg(stage).arg(worker).arg(self.config.lease_ms).arg(credit);
+        for nonce in nonces {
+            call.arg(nonce.to_string());
+        }
+        let replies: Vec<GrantReply> = self.redis.eval(&call).await?;
+        let grants = replies.into_iter().map(|reply| {
+            let (id, nonce, request, low_tokens, checkpoint, deadline_ms, traceparent, waited_ms, attempts, tenant) =
+                reply;
+            Ok(Grant {
+                id: JobId::parse(&id).map_err(|_| foreign("claim", &id))?,
+                nonce: Nonce::from_hex(&nonce).ok_or_else(|| foreign("claim", &nonce))?,
+                request,
+                low_tokens,
+                checkpoint,
+                deadline_ms,
+                traceparent,
+                waited_ms,
+                attempts,
+                tenant,
+            })
+        });
+        grants.collect()
+    }
+
+    /// Renews leases of `worker`, and records progress. One answer for each beat, in order.
+    ///
+    /// # Errors
+    /// [`RedisError`]; beats of other shards may have been taken.
+    pub async fn beat(&self, worker: &str, beats: &[Beat]) -> Result<Vec<Beaten>, RedisError> {
+        // A job of a shard that is not there any more is nobody's.
+        let mut answers = vec![Beaten::Lost; beats.len()];
+        for shard in 0..self.keys.shards() {
+            let here: Vec<(usize, &Beat)> =
+                beats.iter().enumerate().filter(|(_, beat)| beat.id.shard() == shard).collect();
+            for chunk in here.chunks(BEATS) {
+                let mut call = self.on(&scripts::BEAT, shard);
+                call.arg(worker).arg(self.config.lease_ms);
+                for (_, beat) in chunk {
+                    call.arg(beat.id.to_string()).arg(beat.nonce.to_string());
+                    call.arg(beat.step).arg(beat.of).arg(&beat.checkpoint[..]);
+                }
+                let replies: Vec<String> = self.redis.eval(&call).await?;
+                for ((index, _), reply) in chunk.iter().zip(replies) {
+                    answers[*index] = match reply.as_str() {
+                        "held" => Beaten::Held,
+                        "cancelled" => Beaten::Cancelled,
+                        "deadline" => Beaten::Deadline,
+                        "reported" => Beaten::Reported,
+                        _ => Beaten::Lost,
+                    };
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    /// A stage is done: moves the job on to its next stage, or ends it, in one step.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn complete(
+        &self,
+        id: JobId,
+        nonce: Nonce,
+        stage: &str,
+        result: &StageResult,
+        rows: u32,
+        timing: &[u8],
+    ) -> Result<Completed, RedisError> {
+        let (kind, encoded) = match result {
+            StageResult::Tokens(encoded) => ("tokens", encoded),
+            StageResult::Pictures(encoded) => ("pictures", encoded),
+        };
+        let mut call = self.on(&scripts::COMPLETE, id.shard());
+        call.arg(id.to_string()).arg(nonce.to_string()).arg(stage).arg(kind).arg(encoded).arg(timing).arg(rows);
+        let (outcome, state, age_ms): (String, String, u64) = self.redis.eval(&call).await?;
+        Ok(Completed { outcome: reported("complete", &outcome)?, job_ended: state == "succeeded", age_ms })
+    }
+
+    /// An attempt failed. It is tried again after a delay while the budget lasts and another attempt can help.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn fail(
+        &self,
+        id: JobId,
+        nonce: Nonce,
+        (reason, message): (JobErrorReason, &str),
+        retriable: bool,
+    ) -> Result<Reported, RedisError> {
+        let delays = backoff::delays(
+            self.config.attempts,
+            self.config.backoff_base_ms,
+            self.config.backoff_cap_ms,
+            rand::random::<f64>,
+        );
+        let mut call = self.on(&scripts::FAIL, id.shard());
+        call.arg(id.to_string()).arg(nonce.to_string()).arg(reason as i32).arg(message);
+        call.arg(u8::from(retriable)).arg(&delays);
+        let (outcome, _state): (String, String) = self.redis.eval(&call).await?;
+        reported("fail", &outcome)
+    }
+
+    /// Gives a job back unfinished; another shard goes on from `checkpoint` (encoded; empty: from the last one known).
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn release(&self, id: JobId, nonce: Nonce, checkpoint: &[u8]) -> Result<Reported, RedisError> {
+        let mut call = self.on(&scripts::RELEASE, id.shard());
+        call.arg(id.to_string()).arg(nonce.to_string()).arg(checkpoint);
+        let (outcome, _state): (String, String) = self.redis.eval(&call).await?;
+        reported("release", &outcome)
+    }
+
+    /// Moves on what time has overtaken in a shard, a batch at a time.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn reap(&self, shard: u16) -> Result<Reaped, RedisError> {
+        let mut call = self.on(&scripts::REAP, shard);
+        call.arg(self.config.reap_batch).arg(self.config.crashes);
+        let (lost, dead, delayed, overdue) = self.redis.eval(&call).await?;
+        Ok(Reaped { lost, dead, delayed, overdue })
+    }
+
+    /// Forgets jobs of a shard that ended long ago, a batch at a time.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn purge(&self, shard: u16) -> Result<Vec<Purged>, RedisError> {
+        let mut call = self.on(&scripts::PURGE, shard);
+        call.arg(self.config.reap_batch);
+        call.arg(self.config.keep_done_seconds.saturating_mul(1000));
+        call.arg(self.config.keep_dead_seconds.saturating_mul(1000));
+        let replies: Vec<(String, String)> = self.redis.eval(&call).await?;
+        let purged = replies.into_iter().filter_map(|(id, nonce)| {
+            let id = JobId::parse(&id).ok()?;
+            Some(Purged { id, pictures: Nonce::from_hex(&nonce) })
+        });
+        Ok(purged.collect())
+    }
+
+    fn on(&self, script: &'static Script, shard: u16) -> ScriptInvocation<'static> {
+        script.key(self.keys.shard(shard) + "meta")
+    }
+}
+
+fn reported(script: &str, outcome: &str) -> Result<Reported, RedisError> {
+    match outcome {
+        "accepted" => Ok(Reported::Accepted),
+        "duplicate" => Ok(Reported::Duplicate),
+        "stale" => Ok(Reported::Stale),
+        "refused" => Ok(Reported::Refused),
+        other => Err(foreign(script, other)),
+    }
+}
+
+fn foreign(script: &str, reply: &str) -> RedisError {
+    RedisError::Refused(format!("script {script} gave an answer that this version does not know: {reply}"))
+}
