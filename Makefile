@@ -70,7 +70,7 @@ reference: python
 	@$(SUITE) reference $(TEST_PYTHON) -m pytest -q --rootdir models models/tests/reference
 
 # The services must accept what the chart gives them.
-chart: python build
+chart: runtime python build
 	@$(SUITE) chart env MUSE_BIN=$(abspath $(BIN)) $(TEST_PYTHON) -m pytest -q helm/tests
 
 foreign-client: runtime python build

@@ -1,12 +1,15 @@
 """The chart: linted, rendered from every file in ci/, checked against the Kubernetes schemas, its configuration files given
 to the real services, its refusals tried.
 
-Nothing here needs a cluster or the network. The services' binaries are taken from $MUSE_BIN, or target/debug.
+Nothing here needs a cluster or the network. The services' binaries are taken from $MUSE_BIN, or target/debug; the Valkey
+server from $MUSE_REDIS_SERVER, or .deps.
 """
 
 import os
 import pathlib
+import socket
 import subprocess
+import time
 import tomllib
 
 import helm_python as helm
@@ -181,6 +184,48 @@ def test_redis_keeps_what_it_acknowledged():
     stateful = named(render({}), "StatefulSet", "demo-muse-redis")["spec"]
     assert stateful["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain"
     assert stateful["volumeClaimTemplates"][0]["metadata"]["name"] == "data"
+
+
+def ask(path: pathlib.Path, *words: str) -> str:
+    """One command over a server's socket; the answer as it comes."""
+    command = "".join([f"*{len(words)}\r\n", *(f"${len(word)}\r\n{word}\r\n" for word in words)])
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(str(path))
+        connection.sendall(command.encode())
+        return connection.recv(65_536).decode()
+
+
+@pytest.mark.parametrize("durability", ["always", "everysec"])
+def test_a_real_server_accepts_the_redis_configuration_and_runs_on_it(tmp_path, durability):
+    program = pathlib.Path(os.environ.get("MUSE_REDIS_SERVER", ROOT / ".deps/valkey/valkey-server"))
+    assert program.exists(), f"{program} is missing: `make runtime` fetches it, or name one in MUSE_REDIS_SERVER"
+    text = named(render({"redis": {"durability": durability}}), "ConfigMap", "demo-muse-redis")["data"]["valkey.conf"]
+    file, door = tmp_path / "valkey.conf", tmp_path / "door"
+    # No port, and a folder of its own: only what would collide here differs from the chart.
+    assert "dir /data" in text.splitlines()
+    file.write_text(text.replace("dir /data", f"dir {tmp_path}"))
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen([program, file, "--port", "0", "--unixsocket", door], stdout=log, stderr=log)
+    try:
+        give_up = time.monotonic() + 30
+        while not door.exists():
+            assert server.poll() is None and time.monotonic() < give_up, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        wanted = {
+            "appendonly": "yes",
+            "appendfsync": durability,
+            "aof-load-truncated": "no",
+            "maxmemory": str(1 << 30),
+            "maxmemory-policy": "noeviction",
+            "save": "",
+        }
+        for key, value in wanted.items():
+            assert ask(door, "CONFIG", "GET", key).split("\r\n")[2:5:2] == [key, value]
+        assert ask(door, "SET", "key", "value") == "+OK\r\n"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
 
 
 def test_an_external_redis_takes_the_place_of_the_chart_s_own_and_its_password_stays_in_a_file():

@@ -86,8 +86,10 @@ def test_a_missing_request_is_refused(client):
 def test_an_unknown_model_is_refused_and_the_known_ones_are_named(client, model, submit):
     with pytest.raises(grpc.RpcError) as refusal:
         submit(client, changed({"model": "no-such-model"}))
-    assert refusal.value.code() in (INVALID, NOT_FOUND), refusal.value
-    assert "no-such-model" in refusal.value.details() and model.name in refusal.value.details(), refusal.value.details()
+    assert refusal.value.code() == INVALID, refusal.value
+    found = violations(refusal.value)
+    assert list(found) == ["request.model"]
+    assert "no-such-model" in found["request.model"] and model.name in found["request.model"], found
 
 
 OF_A_JOB = {
@@ -103,7 +105,7 @@ def test_an_unknown_job_is_not_found(client, ask):
     with pytest.raises(grpc.RpcError) as refusal:
         ask(client, NOBODY)
     assert refusal.value.code() == NOT_FOUND, refusal.value
-    assert NOBODY in refusal.value.details()
+    assert "no such job" in refusal.value.details()
 
 
 @pytest.mark.parametrize("ask", OF_A_JOB.values(), ids=OF_A_JOB.keys())
