@@ -1,11 +1,14 @@
 """The graphs of a bundle as PyTorch modules: each has the inputs and outputs that `docs/bundle.md` names."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..text.encoder import T5Encoder
+from ..tokenizer.model import ChannelNorm
 from ..transformer.model import MaskedTransformer
 
 
@@ -71,12 +74,40 @@ class StepGraph(nn.Module):
         return self.model.step(tokens, dict(zip(self.model.conditioning_names(), conditioning, strict=True)))
 
 
+class InvariantChannelNorm(nn.Module):
+    """A `ChannelNorm` whose mean over channels is a 1×1 convolution.
+
+    ONNX Runtime sums a `ReduceMean` over channels in an order that depends on the batch, and a picture would then
+    depend, in its last bits, on the pictures decoded with it. Convolutions work picture by picture.
+    """
+
+    def __init__(self, norm: ChannelNorm) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        channels = len(norm.weight)
+        self.register_buffer("mean", torch.full((1, channels, 1, 1), 1 / channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        mean_square = functional.conv2d(features.square(), self.mean)
+        return features * torch.rsqrt(mean_square + 1e-5) * self.weight[None, :, None, None]
+
+
+def batch_invariant(tokenizer: nn.Module) -> nn.Module:
+    """A copy of an image tokenizer that computes each picture alike in every batch."""
+    tokenizer = copy.deepcopy(tokenizer)
+    for module in list(tokenizer.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, ChannelNorm):
+                setattr(module, name, InvariantChannelNorm(child))
+    return tokenizer
+
+
 class DecoderGraph(nn.Module):
     """`tokens` to `image`, from any image tokenizer with `decode`."""
 
     def __init__(self, tokenizer: nn.Module) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer = batch_invariant(tokenizer)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.tokenizer.decode(tokens)
@@ -87,7 +118,7 @@ class EncoderGraph(nn.Module):
 
     def __init__(self, tokenizer: nn.Module) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer = batch_invariant(tokenizer)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.tokenizer.encode(image)
