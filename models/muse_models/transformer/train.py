@@ -2,15 +2,18 @@
 
 Which of the two it is, the configuration says: with `low_grid` it is the super-resolution model. Reads
 `<work-dir>/tokens/` and the frozen text encoder. Resumes from its checkpoint. Writes `checkpoint.pt` (`model` is the
-averaged weights) and TensorBoard events under `<work-dir>/<name>/`.
+averaged weights), TensorBoard events and pictures (`samples.png`) under `<work-dir>/<name>/`.
 """
 
 import argparse
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from ..data.encode import load_tokenizer
+from ..reference.sampler import Settings
 from ..text.encoder import T5Encoder
 from ..text.pretrain import load_encoder
 from ..text.vocabulary import END
@@ -25,6 +28,7 @@ from .loss import MaskedLoss, masked_loss
 from .masking import corrupt, draw_masks, drop_text
 from .model import MaskedTransformer, build
 from .optimiser import TransformerOptimiser
+from .samples import write_samples
 
 SAVE_SECONDS = 120
 REPORT_SECONDS = 300
@@ -67,7 +71,7 @@ def by_ratio(result: MaskedLoss) -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate(
-    model: MaskedTransformer, encoder: T5Encoder, shards: TokenShards, options: dict, batches: int = 4
+    model: MaskedTransformer, encoder: T5Encoder, shards: TokenShards, options: dict, batches: int
 ) -> dict[str, float]:
     """Cross-entropy and accuracy at masked positions of held-out pictures, the same masks every time."""
     generator = torch.Generator().manual_seed(0)
@@ -105,6 +109,9 @@ def train(config: dict, work_dir: Path, minutes: float) -> None:
     generator = torch.Generator().manual_seed(options["seed"] + step)
     shards = TokenShards(work_dir / "tokens", options["seed"] + step, model.config.is_superres)
     held_out = TokenShards(work_dir / "tokens" / "evaluation", 0, model.config.is_superres)
+    # The wordings of one picture stand together: take every fourth row.
+    samples = held_out.rows(np.arange(0, min(48, len(held_out)), 4))
+    tokenizer = load_tokenizer(work_dir, "superres" if model.config.is_superres else "base")
     budget = Budget(minutes, options["learning_rate"], options["warmup_minutes"], spent)
     journal = Journal(folder, config["name"])
 
@@ -114,6 +121,10 @@ def train(config: dict, work_dir: Path, minutes: float) -> None:
             "optimiser": optimiser.state_dict(), "step": step, "seen": seen,
             "spent_seconds": budget.spent_seconds(), "config": config,
         })
+
+    def report(batches: int) -> None:
+        journal.scalars(step, evaluate(average.model, encoder, held_out, options, batches))
+        write_samples(folder / "samples.png", average.model, encoder, tokenizer, samples, Settings(**config["samples"]))
 
     figures: dict[str, float] = {}
     saved_at = reported_at = time.monotonic()
@@ -133,10 +144,10 @@ def train(config: dict, work_dir: Path, minutes: float) -> None:
             save()
             saved_at = now
         if now - reported_at > REPORT_SECONDS:
-            journal.scalars(step, evaluate(average.model, encoder, held_out, options))
+            report(batches=4)
             reported_at = now
     save()
-    journal.scalars(step, evaluate(average.model, encoder, held_out, options, batches=16))
+    report(batches=16)
 
 
 def main() -> None:

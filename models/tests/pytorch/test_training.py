@@ -6,8 +6,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from muse_models.export.tiny import BASE, SUPERRES
+from muse_models.export.tiny import BASE, BASE_DEFAULTS, IMAGE_SIZE, SUPERRES, PatchTokenizer
 from muse_models.text.encoder import EncoderShape, T5Encoder
 from muse_models.training import checkpoint
 from muse_models.transformer import train
@@ -40,6 +41,12 @@ def work_dir(tmp_path):
     return tmp_path
 
 
+def image_tokenizer(shape):
+    tokenizer = PatchTokenizer(shape.codebook_size, 32 // shape.grid[0], IMAGE_SIZE)
+    tokenizer.image_side = 32
+    return tokenizer
+
+
 class CountedBudget:
     """A budget of one step a minute: a test must not depend on how busy the machine is."""
 
@@ -63,7 +70,9 @@ class CountedBudget:
 @pytest.mark.parametrize("shape", [BASE, SUPERRES], ids=["base", "superres"])
 def test_a_run_learns_and_goes_on_where_it_stopped(work_dir, shape, capsys, monkeypatch):
     monkeypatch.setattr(train, "Budget", CountedBudget)
-    config = {"name": "run", "model": asdict(replace(shape, width=16, mlp_width=32)), "training": OPTIONS}
+    monkeypatch.setattr(train, "load_tokenizer", lambda *_: image_tokenizer(shape))
+    model = asdict(replace(shape, width=16, mlp_width=32))
+    config = {"name": "run", "model": model, "training": OPTIONS, "samples": asdict(BASE_DEFAULTS)}
     train.train(config, work_dir, minutes=15)
     assert checkpoint.load(work_dir / "run" / "checkpoint.pt")["step"] == 15
     train.train(config, work_dir, minutes=40)
@@ -73,6 +82,8 @@ def test_a_run_learns_and_goes_on_where_it_stopped(work_dir, shape, capsys, monk
     first_loss, loss = (float(line.split("held-out/ce")[1].split()[0]) for line in held_out)
     assert loss < first_loss < math.log(shape.codebook_size) + 0.2
     assert loss < 0.8 * math.log(shape.codebook_size)
+    # Two lines of ten pictures.
+    assert Image.open(work_dir / "run" / "samples.png").size == (2 * 10 * 48, 2 * 2 * 32)
 
 
 def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest():
