@@ -1,8 +1,8 @@
 """Exports a bundle: `python -m muse_models.export --work-dir DIR --out ../bundles/demo`.
 
 Takes what training left in the work directory; each part can be named apart. `--random` takes random weights for all
-parts, with the shapes of `configs/`: a bundle to measure speed on before anything is trained. Prints size and difference
-from PyTorch for every graph, and fails if one is further off than rounding explains.
+parts, with the shapes of `configs/`: a bundle to measure speed on before anything is trained. Prints size and
+difference from PyTorch for every graph, and fails if one is further off than rounding explains.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """How weights lie in an ONNX file: f32, f16, or int8 with a scale for each output channel.
 
-Smaller weights are widened by `Cast` and `Mul` nodes over constants. ONNX Runtime folds those when it loads the file, so
-all arithmetic is f32, as fast as with f32 weights, and a row's result does not depend on the rows beside it. (Dynamic int8
-arithmetic would: its activation scale spans the batch.)
+Smaller weights are widened by `Cast` and `Mul` nodes over constants. ONNX Runtime folds those when it loads the file,
+so all arithmetic is f32, as fast as with f32 weights, and a row's result does not depend on the rows beside it.
+(With dynamic int8 arithmetic it would: its activation scale spans the batch.)
 """
 
 from typing import Literal

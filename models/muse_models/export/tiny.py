@@ -1,8 +1,9 @@
 """Writes the bundles that tests run on: `python -m muse_models.export.tiny --out tests/bundles/tiny`.
 
-Random weights from a fixed seed, some 0.5 MB, and deliberately odd shapes: grids that are not square, logits wider than
-the codebook, a mask id in the middle of what is left, another text length than the demo's. Code with a constant of the
-demo model in it fails here. `--variant null` writes a bundle of a base stage alone, whose unconditional input is a tensor.
+Random weights from a fixed seed, 0.3 MB, and deliberately odd shapes: grids that are not square, logits wider than the
+codebook, a mask id in the middle of what is left, another text length than the demo's. Code with a constant of the
+demo model in it fails here. `--variant null` writes a bundle of a base stage alone, whose unconditional input is a
+tensor.
 """
 
 import argparse
@@ -79,7 +80,7 @@ class PatchTokenizer(nn.Module):
 
 @torch.no_grad()
 def lively(model: MaskedTransformer) -> MaskedTransformer:
-    """Scales a fresh model so that its logits are spread and depend on text, tokens and place, as a trained model's do."""
+    """Scales a fresh model so that its logits are spread, and depend on text, tokens and place, as a trained one's do."""
     for name, parameter in model.named_parameters():
         if name.endswith((".out.weight", "low_to_high.weight")):
             parameter.mul_(2.0)
@@ -154,7 +155,7 @@ def tiny_null_parts() -> BundleParts:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--variant", choices=("both", "null"), default="both", help="both stages, or base with a tensor")
+    parser.add_argument("--variant", choices=("both", "null"), default="both", help="both stages; or base alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     write_bundle(tiny_parts() if arguments.variant == "both" else tiny_null_parts(), arguments.out)

@@ -1,7 +1,7 @@
-"""Golden vectors on a bundle: `python -m muse_models.reference.golden --bundle tests/bundles/tiny --out tests/golden/tiny.json`.
+"""Golden vectors on a bundle: `python -m muse_models.reference.golden --bundle DIR --out tests/golden/NAME.json`.
 
-Every case is one row of one stage: what was asked, and the tokens that came of it. The Rust engine must come to the same
-tokens. The file names the digest of `bundle.toml`, so that vectors of another bundle are noticed.
+Every case is one row of one stage: what was asked, and the tokens that came of it. The Rust engine must come to the
+same tokens. The file names the digest of `bundle.toml`, so that vectors of another bundle are noticed.
 """
 
 import argparse
@@ -46,7 +46,10 @@ BASE_CASES = (
     Case("linear masks", {"mask_schedule": "linear"}, seed=3),
     Case("arccos masks", {"mask_schedule": "arccos", "steps": 12}, seed=4),
     Case("halton", {"scheduler": "halton"}, prompt=LONG, seed=5),
-    Case("halton with linear masks and a known half", {"scheduler": "halton", "mask_schedule": "linear"}, seed=6, known="half"),
+    Case(
+        "halton with linear masks and a known half", {"scheduler": "halton", "mask_schedule": "linear"},
+        seed=6, known="half",
+    ),
     Case("constant guidance", {"guidance_schedule": "constant", "guidance": 1.5}, seed=7),
     Case("no guidance", {"guidance": 0.0}, seed=8),
     Case("strong guidance", {"guidance": 8.0, "steps": 12}, prompt=LONG, seed=9),

@@ -111,7 +111,7 @@ def remask_vectors() -> list[dict[str, Any]]:
     words = random.integers(0, 2**32, 9, dtype=np.uint32)
     return [
         {
-            "log_probability": [float(value) for value in values], "words": words.tolist(), "tau": float(tau), "count": count,
+            "log_probability": [float(value) for value in values], "words": words.tolist(), "tau": tau, "count": count,
             "masked": sampler.least_confident(values, rng.uniform(words), np.float32(tau), count).tolist(),
         }
         for values in (spread, flat)

@@ -1,7 +1,7 @@
 """Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011), keyed by what a draw is for.
 
-There is no state: the words of a position at a step of a picture are a function of the seed and those numbers. A picture
-is then the same whatever ran beside it, and a decode can go on anywhere after a restart.
+There is no state: the words of a position at a step of a picture are a function of the seed and those numbers. A
+picture is then the same whatever ran beside it, and a decode can go on anywhere after a restart.
 """
 
 import numpy as np

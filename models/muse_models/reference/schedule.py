@@ -13,8 +13,9 @@ MASK_SCHEDULES = {
 
 
 def masked_after(mask_schedule: str, initially: int, unknown: int, step: int, steps: int) -> int:
-    """Positions masked again after `step` (from 0) of `steps`: at least one comes in every step, and one is left for the last.
+    """Positions masked again after `step` (from 0) of `steps`.
 
+    Every step reveals at least one position and, while more than one is masked, leaves at least one for the next.
     `initially` is U, the number masked at the start; `unknown` is the number masked before this step.
     """
     if step == steps - 1 or unknown == 1:

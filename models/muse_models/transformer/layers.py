@@ -1,6 +1,6 @@
 """The blocks that both transformers are made of (Muse §2.4-2.5, Figure 3).
 
-Every linear map of a block is without bias: at this size a bias buys nothing, and each one is one more pass over memory.
+Every linear map of a block is without bias: at this size a bias buys nothing, and is one more pass over memory.
 """
 
 import torch

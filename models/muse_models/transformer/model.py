@@ -3,9 +3,9 @@
 `condition` turns text (and low-resolution tokens) into what stays the same over the decoding steps: each layer's
 cross-attention keys and values. `step` maps a grid with masked positions to logits.
 
-With `config.merge` = M > 1 the layers hold one state for each M x M square of tokens, and every token gets its own state
-back before the logits. A step then costs about M^2 times less, which is what makes a super-resolution model trainable,
-and quick, on a CPU; the paper thins out attention there instead (its multi-axis form, appendix).
+With `config.merge` = M > 1 the layers hold one state for each M x M square of tokens, and every token gets its own
+state back before the logits. A step then costs about M^2 times less, which is what makes a super-resolution model
+trainable, and quick, on a CPU; the paper thins out attention there instead (its multi-axis form, appendix).
 """
 
 import math

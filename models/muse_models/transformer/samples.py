@@ -17,7 +17,12 @@ from .model import MaskedTransformer
 
 @torch.no_grad()
 def fill_grid(
-    model: MaskedTransformer, encoder: T5Encoder, text_ids: Tensor, low_tokens: Tensor | None, settings: Settings, seed: int
+    model: MaskedTransformer,
+    encoder: T5Encoder,
+    text_ids: Tensor,
+    low_tokens: Tensor | None,
+    settings: Settings,
+    seed: int,
 ) -> np.ndarray:
     """Tokens int64 [S] for one caption's `text_ids` [L], with the empty text as unconditional input.
 
@@ -50,7 +55,7 @@ def write_samples(
     rows: TokenBatch,
     settings: Settings,
 ) -> None:
-    """Writes a PNG: above, the pictures of `rows` as their tokens show them; below, what the model makes of the captions."""
+    """Writes a PNG: above, the pictures of `rows` as their tokens show them; below, what is made of the captions."""
     true = rows.superres if model.config.is_superres else rows.base
     made = [
         fill_grid(model, encoder, ids, low if model.config.is_superres else None, settings, seed=index)

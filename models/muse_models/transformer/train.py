@@ -1,4 +1,4 @@
-"""Trains a masked transformer: `python -m muse_models.transformer.train --config configs/base.toml --budget-minutes 70`.
+"""Trains a masked transformer: `python -m muse_models.transformer.train --config configs/base.toml …`.
 
 Which of the two it is, the configuration says: with `low_grid` it is the super-resolution model. Reads
 `<work-dir>/tokens/` and the frozen text encoder. Resumes from its checkpoint. Writes `checkpoint.pt` (`model` is the

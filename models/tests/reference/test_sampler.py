@@ -23,7 +23,7 @@ def many_uniforms(count: int) -> np.ndarray:
 
 
 def random_forward(seed: int = 0, size: int = 13):
-    """Logits that depend on the grid, so that a wrong step shows in all later ones. Ids from 11 on are never sampled."""
+    """Logits that depend on the grid, so that a wrong step shows in all later ones; those from 11 on are no tokens."""
     table = np.random.default_rng(seed).normal(size=(MASK + 1, 24, size)).astype(np.float32) * 2
 
     def forward(tokens: np.ndarray, conditional: bool) -> np.ndarray:
