@@ -80,7 +80,7 @@ class PatchTokenizer(nn.Module):
 
 @torch.no_grad()
 def lively(model: MaskedTransformer) -> MaskedTransformer:
-    """Scales a fresh model so that its logits are spread, and depend on text, tokens and place, as a trained one's do."""
+    """Scales a fresh model so that its logits are spread and depend on text, tokens and place, like a trained one's."""
     for name, parameter in model.named_parameters():
         if name.endswith((".out.weight", "low_to_high.weight")):
             parameter.mul_(2.0)
