@@ -1,0 +1,47 @@
+//! How sessions are opened: the `[runtime]` section of a service's configuration.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Provider;
+
+/// Settings of ONNX Runtime and its sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SessionOptions {
+    /// ONNX Runtime's shared library, for [`Runtime::initialise`](super::Runtime::initialise). Absent: the system's loader
+    /// looks for `libonnxruntime.so`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub onnxruntime: Option<PathBuf>,
+    /// Execution providers in order of preference. The first must be had, unless a later one may take over:
+    /// `["cuda", "cpu"]` says that falling back to the CPU is fine.
+    pub providers: Vec<Provider>,
+    /// Which device of the provider.
+    pub device_id: u32,
+    /// Threads of one operator on the CPU; 0: one for each core.
+    pub intra_threads: usize,
+    /// Whether idle threads spin. Costs a busy CPU when idle, saves little.
+    pub spinning: bool,
+    /// Where TensorRT keeps compiled engines; absent: nowhere, and every start compiles again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensorrt_cache: Option<PathBuf>,
+    /// What OpenVINO computes on.
+    pub openvino_device: String,
+}
+
+// === impl SessionOptions ===
+
+impl Default for SessionOptions {
+    fn default() -> SessionOptions {
+        SessionOptions {
+            onnxruntime: None,
+            providers: vec![Provider::Cpu],
+            device_id: 0,
+            intra_threads: 0,
+            spinning: false,
+            tensorrt_cache: None,
+            openvino_device: "CPU".to_owned(),
+        }
+    }
+}

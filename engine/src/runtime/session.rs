@@ -1,0 +1,215 @@
+//! One graph, opened on the best provider that can be had.
+
+use std::borrow::Cow;
+
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{SessionInputValue, SessionOutputs};
+use ort::value::{Outlet, PrimitiveTensorElementType, TensorRef};
+
+use super::signature::Signature;
+use super::{Provider, Runtime, RuntimeError, SessionOptions, one_line};
+use crate::bundle::{Bundle, BundleError, BundleFault};
+
+/// An open graph. Used by one thread at a time.
+#[derive(Debug)]
+pub(crate) struct Session {
+    inner: ort::session::Session,
+    file: String,
+    provider: Provider,
+}
+
+/// The outputs of a run.
+pub(crate) struct Outputs<'run> {
+    inner: SessionOutputs<'run>,
+    file: &'run str,
+}
+
+/// Why opening on some providers failed.
+enum OpenFailure {
+    /// A provider could not be registered.
+    Provider(Provider, String),
+    /// The graph could not be opened with the providers that were registered.
+    Graph(String),
+}
+
+// === impl Session ===
+
+impl Session {
+    /// Opens `file` of `bundle` on the first provider that can be had. Skipped providers are logged as warnings.
+    pub(crate) fn open(
+        bundle: &Bundle,
+        file: &str,
+        options: &SessionOptions,
+    ) -> Result<Session, RuntimeError> {
+        let runtime = Runtime::current()?;
+        let path = bundle.path(file);
+        let mut providers = options.providers.as_slice();
+        loop {
+            let Some((first, later)) = providers.split_first() else {
+                return Err(RuntimeError::NoProvider);
+            };
+            // Those after the first serve the operators that it lacks, so they are registered along with it.
+            let (provider, reason) = match open(runtime, &path, providers, options) {
+                Ok(inner) => {
+                    tracing::info!(file, provider = %first, "graph opened");
+                    return Ok(Session {
+                        inner,
+                        file: file.to_owned(),
+                        provider: *first,
+                    });
+                }
+                Err(OpenFailure::Graph(reason)) if *first == Provider::Cpu => {
+                    return Err(RuntimeError::Open { file: path, reason });
+                }
+                // A device is first touched when the graph is opened, so this may be the provider's fault too.
+                Err(OpenFailure::Graph(reason)) => (*first, reason),
+                Err(OpenFailure::Provider(provider, reason)) => (provider, reason),
+            };
+            let reason = provider.explain(&reason);
+            if later.is_empty() {
+                return Err(RuntimeError::Provider { provider, reason });
+            }
+            let next = later
+                .iter()
+                .map(|provider| provider.as_str())
+                .collect::<Vec<_>>()
+                .join(", ");
+            tracing::warn!(file, %provider, reason, next, "provider cannot be used, falling back as configured");
+            providers = later;
+        }
+    }
+
+    /// What it runs on.
+    pub(crate) fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    /// The graph's inputs.
+    pub(crate) fn inputs(&self) -> &[Outlet] {
+        self.inner.inputs()
+    }
+
+    /// The graph's outputs.
+    pub(crate) fn outputs(&self) -> &[Outlet] {
+        self.inner.outputs()
+    }
+
+    /// Compares the graph's inputs and outputs with what they must be.
+    pub(crate) fn check(&self, bundle: &Bundle, signature: &Signature) -> Result<(), BundleError> {
+        signature
+            .check(self.inputs(), self.outputs())
+            .map_err(|message| bundle.fault(&self.file, BundleFault::Graph(message)))
+    }
+
+    /// A tensor over borrowed data; `data` must have as many elements as `shape`.
+    pub(crate) fn view<'data, T: PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static>(
+        shape: &[usize],
+        data: &'data [T],
+    ) -> Result<SessionInputValue<'data>, RuntimeError> {
+        TensorRef::from_array_view((shape.to_vec(), data))
+            .map(SessionInputValue::from)
+            .map_err(|error| RuntimeError::Run {
+                file: "input tensor".to_owned(),
+                reason: one_line(error.message()),
+            })
+    }
+
+    /// Runs the graph and hands the outputs to `read`.
+    pub(crate) fn run<T, E: From<RuntimeError>>(
+        &mut self,
+        inputs: Vec<(&str, SessionInputValue<'_>)>,
+        read: impl FnOnce(Outputs<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let file = &self.file;
+        let inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = inputs
+            .into_iter()
+            .map(|(name, value)| (Cow::Borrowed(name), value))
+            .collect();
+        let outputs = self.inner.run(inputs).map_err(|error| RuntimeError::Run {
+            file: file.clone(),
+            reason: one_line(error.message()),
+        })?;
+        read(Outputs { inner: outputs, file })
+    }
+}
+
+// Builder errors are neither Send nor Sync, so they are turned into text before they leave this function.
+fn open(
+    runtime: &Runtime,
+    path: &std::path::Path,
+    providers: &[Provider],
+    options: &SessionOptions,
+) -> Result<ort::session::Session, OpenFailure> {
+    let graph = |message: &str| OpenFailure::Graph(one_line(message));
+    let mut builder = ort::session::Session::builder(runtime.environment())
+        .map_err(|error| graph(error.message()))?
+        .with_optimization_level(GraphOptimizationLevel::All)
+        .map_err(|error| graph(error.message()))?
+        .with_intra_threads(options.intra_threads)
+        .map_err(|error| graph(error.message()))?
+        .with_inter_threads(1)
+        .map_err(|error| graph(error.message()))?
+        .with_intra_op_spinning(options.spinning)
+        .map_err(|error| graph(error.message()))?
+        .with_inter_op_spinning(options.spinning)
+        .map_err(|error| graph(error.message()))?
+        .with_log_level(ort::logging::LogLevel::Warning)
+        .map_err(|error| graph(error.message()))?;
+    for provider in providers {
+        builder = match builder.with_execution_providers([provider.registration(options)]) {
+            Ok(builder) => builder,
+            // Only the first must be had here: when it fails, the rest is tried without it.
+            Err(error) if *provider == providers[0] => {
+                return Err(OpenFailure::Provider(*provider, one_line(error.message())));
+            }
+            Err(error) => {
+                tracing::warn!(%provider, reason = one_line(error.message()), "provider cannot be used");
+                error.recover()
+            }
+        };
+    }
+    builder
+        .commit_from_file(path)
+        .map_err(|error| graph(error.message()))
+}
+
+// === impl Outputs ===
+
+impl Outputs<'_> {
+    /// An f32 output of exactly this shape.
+    pub(crate) fn f32(&self, name: &str, shape: &[usize]) -> Result<&[f32], RuntimeError> {
+        let (found, values) = self.tensor::<f32>(name)?;
+        if found != shape {
+            return Err(self.failed(format!("its output `{name}` is {found:?} instead of {shape:?}")));
+        }
+        Ok(values)
+    }
+
+    /// Shape and elements of an output.
+    pub(crate) fn tensor<T: PrimitiveTensorElementType>(
+        &self,
+        name: &str,
+    ) -> Result<(Vec<usize>, &[T]), RuntimeError> {
+        let value = self
+            .inner
+            .get(name)
+            .ok_or_else(|| self.failed(format!("it gave no output `{name}`")))?;
+        let (shape, values) = value
+            .try_extract_tensor::<T>()
+            .map_err(|error| self.failed(one_line(error.message())))?;
+        Ok((
+            shape
+                .iter()
+                .map(|side| usize::try_from(*side).unwrap_or(0))
+                .collect(),
+            values,
+        ))
+    }
+
+    pub(crate) fn failed(&self, reason: String) -> RuntimeError {
+        RuntimeError::Run {
+            file: self.file.to_owned(),
+            reason,
+        }
+    }
+}

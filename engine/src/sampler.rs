@@ -1,0 +1,233 @@
+//! Draws tokens from logits, and chooses which positions are masked again (Muse §2.8; docs/decoding.md, "One step").
+//!
+//! One position costs a few passes over its V logits and no allocation: buffers live in [`Scratch`].
+
+use std::cmp::Ordering;
+
+/// Running sums are kept once per so many weights, so that the draw need not add everything up a second time.
+const SUM_BLOCK: usize = 64;
+
+/// Buffers that are reused from position to position and from row to row.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// Guided logits of a position.
+    pub(crate) guided: Vec<f32>,
+    /// z = logits / temperature.
+    scaled: Vec<f32>,
+    /// exp(z − max z).
+    weights: Vec<f32>,
+    /// z again, shuffled by the search for the k-th largest.
+    selection: Vec<f32>,
+    /// Sum of all weights up to the end of each block.
+    sums: Vec<f64>,
+    /// Positions with their confidence, shuffled by the search for the least.
+    candidates: Vec<(f32, u32)>,
+    /// What a row drew in this step.
+    pub(crate) drawn: Vec<(u32, f32)>,
+}
+
+/// How a position is drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DrawSettings {
+    /// Divides the logits; 0 takes the largest.
+    pub temperature: f32,
+    /// Keeps the k largest; 0 keeps all.
+    pub top_k: u32,
+}
+
+/// A token and how likely it was.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// Index into the logits.
+    pub token: u32,
+    /// ln p under the distribution that it was drawn from; with temperature 0, under the one of temperature 1.
+    pub log_probability: f32,
+}
+
+/// Draws a token from `softmax(logits / temperature)`, after top-k. `u` is uniform in (0, 1).
+///
+/// `None` if there are no logits, or one of them is not finite once divided by the temperature.
+pub fn draw(logits: &[f32], settings: DrawSettings, u: f32, scratch: &mut Scratch) -> Option<Draw> {
+    let greedy = settings.temperature == 0.0;
+    let Scratch {
+        scaled,
+        weights,
+        selection,
+        sums,
+        ..
+    } = scratch;
+    scaled.clear();
+    if greedy || settings.temperature == 1.0 {
+        scaled.extend_from_slice(logits);
+    } else {
+        scaled.extend(logits.iter().map(|logit| logit / settings.temperature));
+    }
+    let largest = finite_max(scaled)?;
+
+    weights.clear();
+    weights.extend(scaled.iter().map(|z| exp_rounded(z - largest)));
+    let k = settings.top_k as usize;
+    if !greedy && k > 0 && k < scaled.len() {
+        drop_below_top_k(scaled, weights, k, selection);
+    }
+
+    sums.clear();
+    let mut total = 0.0f64;
+    for block in weights.chunks(SUM_BLOCK) {
+        total = block.iter().fold(total, |sum, weight| sum + f64::from(*weight));
+        sums.push(total);
+    }
+    let token = if greedy {
+        scaled.iter().position(|z| *z == largest)?
+    } else {
+        first_beyond(f64::from(u) * total, weights, sums)?
+    };
+    let log_probability = (scaled[token] - largest) - total.ln() as f32;
+    Some(Draw {
+        token: token as u32,
+        log_probability,
+    })
+}
+
+/// The largest value; `None` if there is none, or one is NaN or infinite.
+fn finite_max(values: &[f32]) -> Option<f32> {
+    // Lanes keep the compiler free to use vector instructions; a NaN or infinity makes the sum of `x · 0` NaN.
+    const LANES: usize = 8;
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    let mut taint = [0.0f32; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for ((value, largest), taint) in chunk.iter().zip(&mut largest).zip(&mut taint) {
+            *largest = if *value > *largest { *value } else { *largest };
+            *taint += value * 0.0;
+        }
+    }
+    for ((value, largest), taint) in rest.iter().zip(&mut largest).zip(&mut taint) {
+        *largest = if *value > *largest { *value } else { *largest };
+        *taint += value * 0.0;
+    }
+    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    (taint.iter().sum::<f32>() == 0.0 && largest.is_finite()).then_some(largest)
+}
+
+/// Sets to 0 the weights of all but the k largest z; of equal ones the lower indices stay. `0 < k < z.len()`.
+fn drop_below_top_k(z: &[f32], weights: &mut [f32], k: usize, selection: &mut Vec<f32>) {
+    selection.clear();
+    selection.extend_from_slice(z);
+    let (above, threshold, _) =
+        selection.select_nth_unstable_by(k - 1, |a, b| b.partial_cmp(a).unwrap_or(Ordering::Equal));
+    let threshold = *threshold;
+    let mut equals = k - above.iter().filter(|value| **value > threshold).count();
+    for (value, weight) in z.iter().zip(weights) {
+        if *value > threshold {
+            continue;
+        }
+        if *value == threshold && equals > 0 {
+            equals -= 1;
+        } else {
+            *weight = 0.0;
+        }
+    }
+}
+
+/// The first index whose running sum exceeds `threshold`; if rounding leaves none, the last with a weight.
+fn first_beyond(threshold: f64, weights: &[f32], sums: &[f64]) -> Option<usize> {
+    let block = sums.partition_point(|sum| *sum <= threshold);
+    let mut sum = block
+        .checked_sub(1)
+        .and_then(|before| sums.get(before))
+        .copied()
+        .unwrap_or(0.0);
+    let start = block * SUM_BLOCK;
+    for (index, weight) in weights.get(start..).unwrap_or(&[]).iter().enumerate() {
+        sum += f64::from(*weight);
+        if sum > threshold {
+            return Some(start + index);
+        }
+    }
+    weights.iter().rposition(|weight| *weight > 0.0)
+}
+
+/// `exp(x)` for x ≤ 0, computed in f64 and rounded once to f32.
+///
+/// Own code because tokens must be equal on every machine, and the C libraries' `expf` differ in their last bits; additions
+/// and multiplications do not. Being free of branches it also becomes vector instructions. The result differs from the
+/// correctly rounded one for about one argument in 2²⁸.
+fn exp_rounded(x: f32) -> f32 {
+    const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2⁵²: adding and subtracting it rounds to an integer
+    const LN_2_HIGH: f64 = 6.931_471_803_691_238e-1;
+    const LN_2_LOW: f64 = 1.908_214_929_270_587_7e-10;
+    // Below this the result is less than half of the least f32; the clamp keeps the exponent below in range.
+    let x = f64::from(if x > -110.0 { x } else { -110.0 });
+    let shifted = x * std::f64::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
+    // Taylor's series to r¹³; |r| ≤ ln 2 / 2, so the rest is below 2⁻⁵⁷.
+    let mut sum = 1.0 / 6_227_020_800.0;
+    for factorial in [
+        479_001_600.0,
+        39_916_800.0,
+        3_628_800.0,
+        362_880.0,
+        40_320.0,
+        5_040.0,
+        720.0,
+        120.0,
+        24.0,
+        6.0,
+        2.0,
+        1.0,
+        1.0,
+    ] {
+        sum = sum * r + 1.0 / factorial;
+    }
+    // The low bits of `shifted` hold n; moved into the exponent they make 2ⁿ.
+    let power = f64::from_bits(shifted.to_bits().wrapping_shl(52).wrapping_add(1023 << 52));
+    (sum * power) as f32
+}
+
+/// Confidence of a drawn token: `ln p + τ·Gumbel`; with τ = 0 no noise is drawn.
+pub fn confidence(log_probability: f32, tau: f32, u: f32) -> f32 {
+    if tau == 0.0 {
+        log_probability
+    } else {
+        log_probability + tau * crate::random::gumbel(u)
+    }
+}
+
+/// τ of a step (from 0) of `steps`: `τ·(1 − (step+1)/steps)`.
+pub fn choice_temperature(tau: f32, step: u32, steps: u32) -> f32 {
+    let r = f64::from(step + 1) / f64::from(steps);
+    tau * (1.0 - r as f32)
+}
+
+/// The `count` least confident of `confidences`, each with its position; of equals the lower position first. Exactly
+/// `count` of them, or all if there are fewer, in no particular order.
+pub fn least_confident(
+    confidences: impl Iterator<Item = (f32, u32)>,
+    count: usize,
+    scratch: &mut Scratch,
+    mut chosen: impl FnMut(u32),
+) {
+    let candidates = &mut scratch.candidates;
+    candidates.clear();
+    candidates.extend(confidences);
+    if count == 0 {
+        return;
+    }
+    if count < candidates.len() {
+        candidates.select_nth_unstable_by(count - 1, |a, b| {
+            a.0.partial_cmp(&b.0)
+                .unwrap_or(Ordering::Equal)
+                .then(a.1.cmp(&b.1))
+        });
+    }
+    candidates
+        .iter()
+        .take(count)
+        .for_each(|(_, position)| chosen(*position));
+}
+
+#[cfg(test)]
+#[path = "sampler_tests.rs"]
+mod tests;

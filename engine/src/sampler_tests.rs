@@ -1,0 +1,181 @@
+use super::*;
+use crate::random::uniform;
+use proptest::prelude::*;
+
+const PLAIN: DrawSettings = DrawSettings {
+    temperature: 1.0,
+    top_k: 0,
+};
+
+/// The same rules, written down as plainly as docs/decoding.md says them.
+fn plain_draw(logits: &[f32], settings: DrawSettings, u: f32) -> Draw {
+    let greedy = settings.temperature == 0.0;
+    let z: Vec<f32> = logits
+        .iter()
+        .map(|l| if greedy { *l } else { l / settings.temperature })
+        .collect();
+    let mut order: Vec<usize> = (0..z.len()).collect();
+    order.sort_by(|a, b| z[*b].partial_cmp(&z[*a]).unwrap());
+    let k = settings.top_k as usize;
+    let kept = if greedy || k == 0 || k >= z.len() {
+        &order[..]
+    } else {
+        &order[..k]
+    };
+    let largest = z[order[0]];
+    let weight = |v: usize| {
+        if kept.contains(&v) {
+            f64::from(z[v] - largest).exp() as f32
+        } else {
+            0.0
+        }
+    };
+    let total = (0..z.len()).fold(0.0f64, |sum, v| sum + f64::from(weight(v)));
+    let mut running = 0.0f64;
+    let drawn = (0..z.len()).find(|v| {
+        running += f64::from(weight(*v));
+        running > f64::from(u) * total
+    });
+    let token = if greedy {
+        order[0]
+    } else {
+        drawn.unwrap_or(*kept.iter().max().unwrap())
+    };
+    Draw {
+        token: token as u32,
+        log_probability: (z[token] - largest) - total.ln() as f32,
+    }
+}
+
+#[test]
+fn exp_is_the_librarys_rounded_once_over_its_whole_range() {
+    let mut different = 0;
+    for step in 0..2_000_000u32 {
+        let x = -(step as f32) * 5.5e-5;
+        let expected = f64::from(x).exp() as f32;
+        different += u32::from(exp_rounded(x) != expected);
+    }
+    assert!(different <= 1, "{different} of 2,000,000 differ");
+    assert_eq!(exp_rounded(0.0), 1.0);
+    assert_eq!(exp_rounded(-1e30), 0.0);
+    assert_eq!(exp_rounded(f32::NEG_INFINITY), 0.0);
+}
+
+#[test]
+fn temperature_zero_takes_the_lowest_of_the_likeliest() {
+    let settings = DrawSettings {
+        temperature: 0.0,
+        top_k: 1,
+    };
+    let drawn = draw(&[1.0, 3.0, 3.0, -2.0], settings, 0.999, &mut Scratch::default()).unwrap();
+    assert_eq!(drawn.token, 1);
+    let expected = -((2.0 + (-2.0f64).exp() + (-5.0f64).exp()).ln() as f32);
+    assert!((drawn.log_probability - expected).abs() < 1e-6, "{drawn:?}");
+}
+
+#[test]
+fn of_equal_logits_top_k_keeps_the_lower_indices() {
+    let settings = DrawSettings {
+        temperature: 1.0,
+        top_k: 2,
+    };
+    let mut scratch = Scratch::default();
+    let seen: Vec<u32> = (0..1000u32)
+        .map(|n| {
+            draw(&[0.5; 8], settings, uniform(n << 22), &mut scratch)
+                .unwrap()
+                .token
+        })
+        .collect();
+    assert!(
+        seen.iter().all(|token| *token < 2) && seen.contains(&0) && seen.contains(&1),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn logits_that_are_not_finite_are_refused() {
+    let mut scratch = Scratch::default();
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for place in [0, 3, 9] {
+            let mut logits = [0.0; 10];
+            logits[place] = bad;
+            assert_eq!(draw(&logits, PLAIN, 0.5, &mut scratch), None, "{bad} at {place}");
+        }
+    }
+    assert_eq!(draw(&[], PLAIN, 0.5, &mut scratch), None);
+    let overflowing = DrawSettings {
+        temperature: 1e-38,
+        top_k: 0,
+    };
+    assert_eq!(draw(&[1.0, 100.0], overflowing, 0.5, &mut scratch), None);
+}
+
+#[test]
+fn draws_follow_the_distribution() {
+    let mut scratch = Scratch::default();
+    let mut counts = [0u32; 3];
+    for n in 0..40_000u32 {
+        let [word, ..] = crate::random::philox([n, 0, 0, 0], [1, 2]);
+        counts[draw(&[0.0, 2f32.ln(), 5f32.ln()], PLAIN, uniform(word), &mut scratch)
+            .unwrap()
+            .token as usize] += 1;
+    }
+    for (count, share) in counts.into_iter().zip([1.0 / 8.0, 2.0 / 8.0, 5.0 / 8.0]) {
+        assert!((f64::from(count) / 40_000.0 - share).abs() < 0.01, "{counts:?}");
+    }
+}
+
+#[test]
+fn ties_in_confidence_mask_exactly_as_many_and_the_earlier_first() {
+    let mut chosen = Vec::new();
+    let confidences = [(0.5, 0), (0.1, 1), (0.5, 2), (0.5, 3)];
+    least_confident(confidences.into_iter(), 3, &mut Scratch::default(), |position| {
+        chosen.push(position)
+    });
+    chosen.sort_unstable();
+    assert_eq!(chosen, [0, 1, 2]);
+}
+
+proptest! {
+    #[test]
+    fn the_fast_draw_is_the_plain_one(
+        // Few distinct values make ties common.
+        logits in prop::collection::vec((-40i32..40).prop_map(|n| n as f32 * 0.37), 1..300),
+        temperature in prop_oneof![Just(0.0f32), Just(1.0), 0.05f32..4.0],
+        top_k in 0u32..40,
+        word: u32,
+    ) {
+        let settings = DrawSettings { temperature, top_k };
+        let fast = draw(&logits, settings, uniform(word), &mut Scratch::default()).unwrap();
+        prop_assert_eq!(fast, plain_draw(&logits, settings, uniform(word)));
+    }
+
+    #[test]
+    fn top_k_never_draws_outside_of_the_k_largest(
+        logits in prop::collection::vec(-10f32..10.0, 2..100),
+        top_k in 1u32..10,
+        word: u32,
+    ) {
+        let settings = DrawSettings { temperature: 1.5, top_k };
+        let drawn = draw(&logits, settings, uniform(word), &mut Scratch::default()).unwrap();
+        let larger = logits.iter().filter(|logit| **logit > logits[drawn.token as usize]).count();
+        prop_assert!(larger < top_k as usize);
+    }
+
+    #[test]
+    fn exactly_as_many_as_asked_are_masked_again(
+        confidences in prop::collection::vec((-5i32..5).prop_map(|n| n as f32), 0..80),
+        count in 0usize..80,
+    ) {
+        let mut chosen = Vec::new();
+        let pairs = confidences.iter().copied().zip(0u32..);
+        least_confident(pairs, count, &mut Scratch::default(), |position| chosen.push(position));
+        let mut order: Vec<u32> = (0..confidences.len() as u32).collect();
+        order.sort_by(|a, b| confidences[*a as usize].partial_cmp(&confidences[*b as usize]).unwrap());
+        order.truncate(count);
+        order.sort_unstable();
+        chosen.sort_unstable();
+        prop_assert_eq!(chosen, order);
+    }
+}
