@@ -48,6 +48,13 @@ class RelativePositions(nn.Module):
         self.buckets = shape.buckets
         self.furthest = shape.furthest
         self.table = nn.Embedding(shape.buckets, shape.heads)
+        nn.init.normal_(self.table.weight, std=0.1)
+        # Half of the heads start with a view of one side only. Values and keys know nothing of position, so that
+        # which of two words comes first is seen by one-sided heads alone, and small steps take long to make one.
+        half = shape.buckets // 2
+        with torch.no_grad():
+            self.table.weight[half:, 0::4] -= 4
+            self.table.weight[:half, 1::4] -= 4
 
     def _bucket(self, distance: torch.Tensor) -> torch.Tensor:
         half = self.buckets // 2

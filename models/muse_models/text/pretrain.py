@@ -27,6 +27,10 @@ from .corpus import HEADS, IGNORED, Corpus, LabelledBatch
 from .encoder import T5Encoder
 
 
+HEAD_WEIGHTS = {"subgroup": 0.2, "place": 2.0}
+"""Weights other than 1 of the heads' losses: kinds of emoji are few and noisy, places come last."""
+
+
 class Pretrainer(nn.Module):
     """The encoder with one linear head a question."""
 
@@ -95,7 +99,13 @@ def train(config: dict, work_dir: Path, minutes: float) -> None:
     config["model"]["vocabulary"] = tokenizer.get_vocab_size()
     model = Pretrainer(T5Encoder.from_config(config))
     average = Average(model, options["average_decay"])
-    optimiser = torch.optim.AdamW(model.parameters(), lr=options["learning_rate"], betas=(0.9, 0.98))
+    positions = list(model.encoder.positions.parameters())
+    others = [value for value in model.parameters() if all(value is not table for table in positions)]
+    # Position biases are added to scores as they are, and have further to go than the weights.
+    optimiser = torch.optim.AdamW([
+        {"params": others, "scale": 1.0},
+        {"params": positions, "scale": options["positions_rate"], "weight_decay": 0.0},
+    ], lr=options["learning_rate"], betas=(0.9, 0.98))
     step, spent = 0, 0.0
     saved = checkpoint.load(folder / "checkpoint.pt")
     if saved:
@@ -119,10 +129,10 @@ def train(config: dict, work_dir: Path, minutes: float) -> None:
     while not budget.is_over():
         rate = budget.learning_rate()
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         with torch.autocast("cpu", torch.bfloat16):
             losses, accuracy = model.losses(corpus.batch(options["batch"]))
-        loss = sum(losses.values())
+        loss = sum(HEAD_WEIGHTS.get(name, 1.0) * value for name, value in losses.items())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
