@@ -90,7 +90,7 @@ test-models: ## the tests of models/ (fetches PyTorch)
 
 bundle: ## train and export the demo bundle; hours on two cores, see models/README.md
 	@$(FETCH) python-train
-	cd models && $(TRAIN_PYTHON) -m muse_models.export.bundle
+	scripts/train_bundle $(TRAIN_PYTHON)
 
 clean: ## remove what was built; what was fetched stays (.deps/)
 	cargo clean
