@@ -1,2 +1,5 @@
 //! musectl: generate pictures, watch jobs, look at queues, workers and bundles, run a local cluster.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    musectl::run()
+}

@@ -1,0 +1,190 @@
+//! What each part of a local cluster is: its program, its arguments, its configuration file, how it shows to be ready.
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use toml::{Table, Value};
+
+use super::{
+    configuration::Configuration, directory::StateDirectory, error::ClusterError, options::ClusterOptions,
+};
+
+/// A part to be started.
+#[derive(Debug)]
+pub(super) struct PartPlan {
+    pub(super) name: String,
+    pub(super) program: PathBuf,
+    pub(super) arguments: Vec<OsString>,
+    /// Written before each start.
+    pub(super) configuration: Option<Configuration>,
+    pub(super) ready: Ready,
+    pub(super) log: PathBuf,
+}
+
+/// How a part shows that it is ready.
+#[derive(Clone, Debug)]
+pub(super) enum Ready {
+    /// It prints its addresses ([`super::probe::parse_listening`]), and then its `/readyz` says yes.
+    Announced,
+    /// It answers PING on a Unix socket.
+    Ping(PathBuf),
+}
+
+/// Makes the plans of one cluster.
+pub(super) struct Planner<'a> {
+    options: &'a ClusterOptions,
+    directory: Arc<StateDirectory>,
+    bundle: PathBuf,
+    socket: PathBuf,
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn new(
+        options: &'a ClusterOptions,
+        directory: Arc<StateDirectory>,
+    ) -> Result<Self, ClusterError> {
+        if !options.bundle.join("bundle.toml").is_file() {
+            return Err(ClusterError::MissingBundle {
+                path: options.bundle.clone(),
+            });
+        }
+        let bundle =
+            std::path::absolute(&options.bundle).map_err(ClusterError::system("cannot use the bundle"))?;
+        let socket = directory.socket()?;
+        Ok(Self {
+            options,
+            directory,
+            bundle,
+            socket,
+        })
+    }
+
+    pub(super) fn redis_url(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
+    /// A socket and not a port: nobody else can take it, and no other user can connect.
+    pub(super) fn valkey(&self) -> Result<PartPlan, ClusterError> {
+        let name = "valkey".to_owned();
+        let path = self.directory.configuration("valkey.conf");
+        let text = valkey_configuration(&self.socket, &self.directory.valkey());
+        fs::write(&path, text).map_err(ClusterError::system(format!("cannot write {}", path.display())))?;
+        Ok(PartPlan {
+            program: self.options.programs.redis_server.clone(),
+            arguments: vec![path.into()],
+            configuration: None,
+            ready: Ready::Ping(self.socket.clone()),
+            log: self.directory.log(&name),
+            name,
+        })
+    }
+
+    /// Gateways and encoders: what workers connect to.
+    pub(super) fn front(&self) -> Result<Vec<PartPlan>, ClusterError> {
+        let programs = &self.options.programs;
+        let gateways = (0..self.options.sizes.gateways).map(|index| {
+            let port = if index == 0 { self.options.gateway_port } else { 0 };
+            let table = toml::toml! {
+                grpc = { listen = "127.0.0.1:0" }
+                ops = { listen = "127.0.0.1:0" }
+            };
+            let table = with(table, "grpc", "listen", format!("127.0.0.1:{port}"));
+            let table = with(table, "redis", "url", self.redis_url());
+            self.service(format!("gateway-{index}"), &programs.gateway, table, &["gateway"])
+        });
+        let encoders = (0..self.options.sizes.encoders).map(|index| {
+            let table = toml::toml! {
+                grpc = { listen = "127.0.0.1:0" }
+                ops = { listen = "127.0.0.1:0" }
+            };
+            let table = self.with_model(table);
+            self.service(format!("encoder-{index}"), &programs.encoder, table, &["encoder"])
+        });
+        Ok(gateways.chain(encoders).collect())
+    }
+
+    /// Workers of both stages, given what they connect to.
+    pub(super) fn workers(
+        &self,
+        gateways: &[String],
+        encoders: &[String],
+    ) -> Result<Vec<PartPlan>, ClusterError> {
+        let sizes = &self.options.sizes;
+        let stages = [("base", sizes.base_workers), ("superres", sizes.superres_workers)];
+        let all = stages
+            .into_iter()
+            .flat_map(|(stage, count)| (0..count).map(move |index| (stage, index)));
+        Ok(all
+            .map(|(stage, index)| {
+                let table = toml::toml! {
+                    ops = { listen = "127.0.0.1:0" }
+                };
+                let mut table = self.with_model(table);
+                table.insert("stage".to_owned(), Value::String(stage.to_owned()));
+                let table = with(table, "hub", "endpoints", gateways.to_vec());
+                let table = with(table, "encoder", "endpoints", encoders.to_vec());
+                let program = &self.options.programs.worker;
+                self.service(format!("{stage}-{index}"), program, table, &["worker", stage])
+            })
+            .collect())
+    }
+
+    fn with_model(&self, mut table: Table) -> Table {
+        table.insert("bundle".to_owned(), path_value(&self.bundle));
+        with(
+            table,
+            "runtime",
+            "onnxruntime",
+            path_value(&self.options.programs.onnxruntime),
+        )
+    }
+
+    fn service(&self, name: String, program: &Path, table: Table, roles: &[&str]) -> PartPlan {
+        let path = self.directory.configuration(&format!("{name}.toml"));
+        let configuration = Configuration::new(path, table, &self.options.overrides, roles);
+        PartPlan {
+            program: program.to_owned(),
+            arguments: vec!["--config".into(), configuration.path().into()],
+            configuration: Some(configuration),
+            ready: Ready::Announced,
+            log: self.directory.log(&name),
+            name,
+        }
+    }
+}
+
+fn with(mut table: Table, section: &str, key: &str, value: impl Into<Value>) -> Table {
+    let entry = table
+        .entry(section.to_owned())
+        .or_insert_with(|| Value::Table(Table::new()));
+    if let Some(section) = entry.as_table_mut() {
+        section.insert(key.to_owned(), value.into());
+    }
+    table
+}
+
+fn path_value(path: &Path) -> Value {
+    Value::String(path.to_string_lossy().into_owned())
+}
+
+/// Accepted means on disk: every write is synced, and a file that was cut off is not loaded as if it were whole.
+fn valkey_configuration(socket: &Path, data: &Path) -> String {
+    format!(
+        "port 0\n\
+         unixsocket \"{}\"\n\
+         unixsocketperm 700\n\
+         dir \"{}\"\n\
+         daemonize no\n\
+         save \"\"\n\
+         appendonly yes\n\
+         appendfsync always\n\
+         aof-load-truncated no\n\
+         maxmemory-policy noeviction\n",
+        socket.display(),
+        data.display()
+    )
+}
