@@ -1,0 +1,28 @@
+//! The shard's side of `muse.internal.v1.WorkerHub.Attach`.
+//!
+//! [`protocol`] is the pure part: what is held, what is owed, what is to be said next. [`client`] drives it over gRPC.
+//! What is done with a lease is behind [`Jobs`], so both are tested without a model.
+
+mod client;
+mod protocol;
+
+pub use client::{Client, ClientError, Ended, Standing};
+pub use protocol::{Ack, Limits, Protocol, Report, Snapshot, Taken, Ticket};
+
+use muse_proto::internal::v1::Lease;
+
+/// What runs the leases. Its methods return at once; what comes of a job arrives as a [`Report`].
+pub trait Jobs: Send {
+    /// Starts a job. Exactly one report follows, unless it is dropped before.
+    fn start(&mut self, ticket: Ticket, lease: Lease);
+    /// Stops a job without a report: nobody waits for it any more.
+    fn drop_job(&mut self, ticket: Ticket);
+    /// Stops every job at its next step boundary, each with a report; jobs that only lack pixels finish.
+    fn release_all(&mut self);
+    /// How far a job is; `None` when it has not begun.
+    fn snapshot(&self, ticket: Ticket) -> Option<Snapshot>;
+    /// Sum of the versions of all snapshots: grows with every visible progress.
+    fn progress_version(&self) -> u64;
+    /// Passes since the process started.
+    fn passes(&self) -> u64;
+}

@@ -1,0 +1,118 @@
+//! Starts, drops and releases job tasks as the hub client says.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use muse_proto::internal::v1::Lease;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    board::Board,
+    device::Device,
+    encoder,
+    hub::{Jobs, Report, Snapshot, Ticket},
+    lease::Acceptance,
+    pixels::PixelThread,
+};
+
+/// What job tasks work with.
+pub struct Parts {
+    /// This process, for timings.
+    pub worker_id: String,
+    /// What this shard accepts.
+    pub acceptance: Acceptance,
+    /// Text to embeddings.
+    pub encoder: encoder::Client,
+    /// Rows to tokens.
+    pub device: Device,
+    /// Tokens to pictures; only in the last stage.
+    pub pixels: Option<PixelThread>,
+    /// How far jobs are.
+    pub board: Arc<Board>,
+}
+
+/// How a running job is told to stop.
+#[derive(Clone, Default)]
+pub(super) struct Control {
+    /// Nobody waits for it any more.
+    pub(super) dropped: CancellationToken,
+    /// To be given back at the next step boundary.
+    pub(super) released: CancellationToken,
+}
+
+type Controls = Arc<Mutex<HashMap<Ticket, Control>>>;
+
+/// See the module.
+pub struct Shard {
+    parts: Arc<Parts>,
+    reports: mpsc::Sender<(Ticket, Report)>,
+    controls: Controls,
+}
+
+/// Forgets a job when its task ends, however it ends.
+struct Entry {
+    ticket: Ticket,
+    controls: Controls,
+    parts: Arc<Parts>,
+}
+
+impl Shard {
+    /// Jobs report to `reports`.
+    pub fn new(parts: Parts, reports: mpsc::Sender<(Ticket, Report)>) -> Self {
+        Shard { parts: Arc::new(parts), reports, controls: Controls::default() }
+    }
+}
+
+impl Jobs for Shard {
+    fn start(&mut self, ticket: Ticket, lease: Lease) {
+        let control = Control::default();
+        lock(&self.controls).insert(ticket, control.clone());
+        let entry = Entry { ticket, controls: self.controls.clone(), parts: self.parts.clone() };
+        let (parts, reports) = (self.parts.clone(), self.reports.clone());
+        tokio::spawn(async move {
+            if let Some(report) = super::run_job::run(&parts, ticket, lease, control).await {
+                // The hub client ends only when nobody waits for reports any more.
+                let _ = reports.send((ticket, report)).await;
+            }
+            drop(entry);
+        });
+    }
+
+    fn drop_job(&mut self, ticket: Ticket) {
+        if let Some(control) = lock(&self.controls).get(&ticket) {
+            control.dropped.cancel();
+        }
+    }
+
+    fn release_all(&mut self) {
+        for control in lock(&self.controls).values() {
+            control.released.cancel();
+        }
+    }
+
+    fn snapshot(&self, ticket: Ticket) -> Option<Snapshot> {
+        self.parts.board.read(ticket)
+    }
+
+    fn progress_version(&self) -> u64 {
+        self.parts.board.version()
+    }
+
+    fn passes(&self) -> u64 {
+        self.parts.board.passes()
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        lock(&self.controls).remove(&self.ticket);
+        self.parts.board.remove(self.ticket);
+    }
+}
+
+fn lock(controls: &Mutex<HashMap<Ticket, Control>>) -> MutexGuard<'_, HashMap<Ticket, Control>> {
+    controls.lock().unwrap_or_else(PoisonError::into_inner)
+}
