@@ -219,7 +219,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             grpc: GrpcServer::on_port(DEFAULT_PORT),
-            ops: Ops { listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT + 1)) },
+            ops: Ops {
+                listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT + 1)),
+            },
             telemetry: Telemetry::default(),
             drain: Drain::default(),
             redis: Redis::default(),
@@ -259,7 +261,10 @@ impl ServiceConfig for Config {
             ("limits.steps", u64::from(self.limits.steps)),
             ("limits.page_size", u64::from(self.limits.page_size)),
             ("limits.page_scan", u64::from(self.limits.page_scan)),
-            ("limits.control_message_bytes", self.limits.control_message_bytes as u64),
+            (
+                "limits.control_message_bytes",
+                self.limits.control_message_bytes as u64,
+            ),
             ("hub.heartbeat_ms", self.hub.heartbeat_ms),
             ("hub.hello_timeout_ms", self.hub.hello_timeout_ms),
             ("hub.poll_ms", self.hub.poll_ms),
@@ -274,10 +279,16 @@ impl ServiceConfig for Config {
                 return Err(ConfigError::invalid(key, "must be at least 1, not 0"));
             }
         }
-        let batches = [("queue.reap_batch", self.queue.reap_batch), ("hub.claim_batch", self.hub.claim_batch)];
+        let batches = [
+            ("queue.reap_batch", self.queue.reap_batch),
+            ("hub.claim_batch", self.hub.claim_batch),
+        ];
         for (key, value) in batches {
             if !(1..=100).contains(&value) {
-                return Err(ConfigError::invalid(key, format!("must be between 1 and 100, not {value}")));
+                return Err(ConfigError::invalid(
+                    key,
+                    format!("must be between 1 and 100, not {value}"),
+                ));
             }
         }
         if self.hub.heartbeat_ms.saturating_mul(2) > self.queue.lease_ms {
@@ -290,7 +301,10 @@ impl ServiceConfig for Config {
             ));
         }
         if self.hub.worker_expiry_ms < self.hub.heartbeat_ms.saturating_mul(2) {
-            return Err(ConfigError::invalid("hub.worker_expiry_ms", "must be at least twice hub.heartbeat_ms"));
+            return Err(ConfigError::invalid(
+                "hub.worker_expiry_ms",
+                "must be at least twice hub.heartbeat_ms",
+            ));
         }
         if !(0.0..=1.0).contains(&self.redis.memory_share) {
             return Err(ConfigError::invalid(
@@ -299,8 +313,15 @@ impl ServiceConfig for Config {
             ));
         }
         let prefix = &self.redis.prefix;
-        if prefix.is_empty() || !prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
-            return Err(ConfigError::invalid("redis.prefix", "must be letters, digits, '.', '_' or '-'"));
+        if prefix.is_empty()
+            || !prefix
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        {
+            return Err(ConfigError::invalid(
+                "redis.prefix",
+                "must be letters, digits, '.', '_' or '-'",
+            ));
         }
         Ok(())
     }
@@ -396,13 +417,21 @@ impl Default for Results {
 
 impl Default for Models {
     fn default() -> Self {
-        Self { default: None, refresh_ms: 1_000, retry_ms: 2_000 }
+        Self {
+            default: None,
+            refresh_ms: 1_000,
+            retry_ms: 2_000,
+        }
     }
 }
 
 impl Default for Watch {
     fn default() -> Self {
-        Self { reread_ms: 5_000, outage_ms: 30_000, outbox: 16 }
+        Self {
+            reread_ms: 5_000,
+            outage_ms: 30_000,
+            outbox: 16,
+        }
     }
 }
 

@@ -67,15 +67,24 @@ impl From<Error> for CallError {
                 "request.idempotency_key: the key was used before with another request; use a new key, or send the same \
                  request",
             ),
-            Error::Full => Self::unavailable("the queue is full: as many jobs as allowed are waiting", FULL_RETRY),
+            Error::Full => Self::unavailable(
+                "the queue is full: as many jobs as allowed are waiting",
+                FULL_RETRY,
+            ),
             Error::MemoryShort => Self::unavailable("the queue's memory is nearly full", FULL_RETRY),
-            Error::NoModel { retry } => Self::unavailable("no worker has attached yet, so no model is served", retry),
-            Error::ShuttingDown => Self::unavailable("this gateway is shutting down; call again", OUTAGE_RETRY),
+            Error::NoModel { retry } => {
+                Self::unavailable("no worker has attached yet, so no model is served", retry)
+            }
+            Error::ShuttingDown => {
+                Self::unavailable("this gateway is shutting down; call again", OUTAGE_RETRY)
+            }
             Error::OtherBundle(message) => Self::failed_precondition(message),
             Error::Redis(RedisError::Unavailable(reason)) => {
                 Self::unavailable("the queue is not available for now", OUTAGE_RETRY).with_source(reason)
             }
-            Error::Redis(RedisError::OutOfMemory) => Self::unavailable("the queue's memory is full", FULL_RETRY),
+            Error::Redis(RedisError::OutOfMemory) => {
+                Self::unavailable("the queue's memory is full", FULL_RETRY)
+            }
             Error::Redis(error @ RedisError::Refused(_)) => Self::internal(error),
         }
     }

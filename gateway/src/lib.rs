@@ -23,4 +23,8 @@ mod service;
 pub mod validate;
 pub mod watch;
 
-pub use self::{config::Config, error::Error, service::{Gateway, run}};
+pub use self::{
+    config::Config,
+    error::Error,
+    service::{Gateway, run},
+};

@@ -44,7 +44,13 @@ pub struct OtherDigest {
 impl Models {
     /// The registry beside `queue`.
     pub fn new(queue: Queue, bells: &Bells, config: config::Models, worker_expiry_ms: u64) -> Self {
-        Self { queue, config, worker_expiry_ms, cache: Arc::default(), rings: bells.registry() }
+        Self {
+            queue,
+            config,
+            worker_expiry_ms,
+            cache: Arc::default(),
+            rings: bells.registry(),
+        }
     }
 
     /// All models by name, with the live workers of each stage. At most `models.refresh_ms` old.
@@ -77,16 +83,18 @@ impl Models {
         };
         match choose(name, &found, self.config.default.as_deref()) {
             Ok(model) => Ok(model.clone()),
-            Err(_) if found.is_empty() => {
-                Err(Error::NoModel { retry: Duration::from_millis(self.config.retry_ms) })
-            }
+            Err(_) if found.is_empty() => Err(Error::NoModel {
+                retry: Duration::from_millis(self.config.retry_ms),
+            }),
             Err(reason) => Err(Error::field("request.model", reason)),
         }
     }
 
     /// What an empty name means; empty when that is undecided.
     pub fn default_of(&self, models: &BTreeMap<String, Model>) -> String {
-        choose("", models, self.config.default.as_deref()).map(|model| model.name.clone()).unwrap_or_default()
+        choose("", models, self.config.default.as_deref())
+            .map(|model| model.name.clone())
+            .unwrap_or_default()
     }
 
     /// Notes a worker as alive, and its model as served. `Err` inside: live workers serve another build of it.
@@ -100,18 +108,35 @@ impl Models {
         model: &Model,
     ) -> Result<Result<(), OtherDigest>, RedisError> {
         let stage = stage_name(worker.stage()).unwrap_or_default();
-        let stages: Vec<&str> = model.stages.iter().filter_map(|served| stage_name(served.stage())).collect();
+        let stages: Vec<&str> = model
+            .stages
+            .iter()
+            .filter_map(|served| stage_name(served.stage()))
+            .collect();
         let mut call = scripts::WORKER_SEEN.key(self.queue.keys().registry() + "meta");
-        call.arg(&worker.id).arg(session).arg(&model.name).arg(stage).arg(&model.bundle_digest);
-        call.arg(model.encode_to_vec()).arg(worker.encode_to_vec()).arg(self.worker_expiry_ms).arg(stages.join(","));
+        call.arg(&worker.id)
+            .arg(session)
+            .arg(&model.name)
+            .arg(stage)
+            .arg(&model.bundle_digest);
+        call.arg(model.encode_to_vec())
+            .arg(worker.encode_to_vec())
+            .arg(self.worker_expiry_ms)
+            .arg(stages.join(","));
         let reply: Vec<redis::Value> = self.queue.redis().eval(&call).await?;
         if reply.len() < 3 {
             return Ok(Ok(()));
         }
         let text = |index: usize| {
-            reply.get(index).and_then(|value| redis::from_redis_value_ref::<String>(value).ok()).unwrap_or_default()
+            reply
+                .get(index)
+                .and_then(|value| redis::from_redis_value_ref::<String>(value).ok())
+                .unwrap_or_default()
         };
-        Ok(Err(OtherDigest { served: text(1), workers: text(2).parse().unwrap_or(0) }))
+        Ok(Err(OtherDigest {
+            served: text(1),
+            workers: text(2).parse().unwrap_or(0),
+        }))
     }
 
     /// A worker's stream ended; no effect when it has attached again meanwhile.
@@ -132,14 +157,21 @@ impl Models {
     pub async fn workers(&self) -> Result<Vec<Worker>, RedisError> {
         let prefix = self.queue.keys().registry();
         let mut command = redis::cmd("ZRANGE");
-        command.arg(format!("{prefix}seen")).arg(0).arg(-1).arg("WITHSCORES");
+        command
+            .arg(format!("{prefix}seen"))
+            .arg(0)
+            .arg(-1)
+            .arg("WITHSCORES");
         let seen: Vec<(String, f64)> = self.queue.redis().query(&command).await?;
         if seen.is_empty() {
             return Ok(Vec::new());
         }
         let mut pipeline = redis::pipe();
         for (worker, _) in &seen {
-            pipeline.cmd("HGET").arg(format!("{prefix}worker:{worker}")).arg("record");
+            pipeline
+                .cmd("HGET")
+                .arg(format!("{prefix}worker:{worker}"))
+                .arg("record");
         }
         let records: Vec<Option<Vec<u8>>> = self.queue.redis().pipe(&pipeline).await?;
         let mut workers: Vec<Worker> = seen
@@ -162,44 +194,76 @@ impl Models {
         rings.mark_unchanged();
         let mut pipeline = redis::pipe();
         pipeline.cmd("HVALS").arg(format!("{prefix}models")).cmd("TIME");
-        let (records, (seconds, micros)): (Vec<Vec<u8>>, (u64, u64)) = self.queue.redis().pipe(&pipeline).await?;
+        let (records, (seconds, micros)): (Vec<Vec<u8>>, (u64, u64)) =
+            self.queue.redis().pipe(&pipeline).await?;
         let now_ms = seconds * 1000 + micros / 1000;
-        let mut models: Vec<Model> =
-            records.iter().filter_map(|record| Model::decode(record.as_slice()).ok()).collect();
+        let mut models: Vec<Model> = records
+            .iter()
+            .filter_map(|record| Model::decode(record.as_slice()).ok())
+            .collect();
         let mut pipeline = redis::pipe();
         let mut asked = false;
         for model in &models {
             for served in &model.stages {
                 let stage = stage_name(served.stage()).unwrap_or_default();
                 let since = now_ms.saturating_sub(self.worker_expiry_ms);
-                pipeline.cmd("ZCOUNT").arg(format!("{prefix}live:{}:{stage}", model.name)).arg(since).arg("+inf");
+                pipeline
+                    .cmd("ZCOUNT")
+                    .arg(format!("{prefix}live:{}:{stage}", model.name))
+                    .arg(since)
+                    .arg("+inf");
                 asked = true;
             }
         }
-        let counts: Vec<u32> = if asked { self.queue.redis().pipe(&pipeline).await? } else { Vec::new() };
+        let counts: Vec<u32> = if asked {
+            self.queue.redis().pipe(&pipeline).await?
+        } else {
+            Vec::new()
+        };
         let slots = models.iter_mut().flat_map(|model| &mut model.stages);
         for (served, workers) in slots.zip(counts) {
             served.workers = workers;
         }
-        let models: Arc<BTreeMap<String, Model>> =
-            Arc::new(models.into_iter().map(|model| (model.name.clone(), model)).collect());
+        let models: Arc<BTreeMap<String, Model>> = Arc::new(
+            models
+                .into_iter()
+                .map(|model| (model.name.clone(), model))
+                .collect(),
+        );
         let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
-        *cache = Some(Cached { read: Instant::now(), models: Arc::clone(&models) });
+        *cache = Some(Cached {
+            read: Instant::now(),
+            models: Arc::clone(&models),
+        });
         Ok(models)
     }
 }
 
 /// The model that a name means, or why there is none. Empty: `default`, else the only one with live workers, else the
 /// only one.
-fn choose<'a>(name: &str, models: &'a BTreeMap<String, Model>, default: Option<&str>) -> Result<&'a Model, String> {
+fn choose<'a>(
+    name: &str,
+    models: &'a BTreeMap<String, Model>,
+    default: Option<&str>,
+) -> Result<&'a Model, String> {
     let known = || models.keys().cloned().collect::<Vec<_>>().join(", ");
     let wanted = if name.is_empty() { default } else { Some(name) };
     if let Some(wanted) = wanted {
-        let whose = if name.is_empty() { "the default model, " } else { "" };
+        let whose = if name.is_empty() {
+            "the default model, "
+        } else {
+            ""
+        };
         let missing = || format!("{whose}{wanted:?}, is not served; the models are: {}", known());
         return models.get(wanted).ok_or_else(missing);
     }
-    let only = |models: Vec<&'a Model>| if let [model] = models[..] { Some(model) } else { None };
+    let only = |models: Vec<&'a Model>| {
+        if let [model] = models[..] {
+            Some(model)
+        } else {
+            None
+        }
+    };
     let live = |model: &&Model| model.stages.iter().any(|served| served.workers > 0);
     only(models.values().filter(live).collect())
         .or_else(|| only(models.values().collect()))
@@ -214,8 +278,18 @@ mod tests {
 
     fn models(names: &[(&str, u32)]) -> BTreeMap<String, Model> {
         let model = |(name, workers): &(&str, u32)| {
-            let stages = vec![ModelStage { workers: *workers, ..ModelStage::default() }];
-            ((*name).to_owned(), Model { name: (*name).to_owned(), stages, ..Model::default() })
+            let stages = vec![ModelStage {
+                workers: *workers,
+                ..ModelStage::default()
+            }];
+            (
+                (*name).to_owned(),
+                Model {
+                    name: (*name).to_owned(),
+                    stages,
+                    ..Model::default()
+                },
+            )
         };
         names.iter().map(model).collect()
     }
@@ -227,14 +301,24 @@ mod tests {
     #[test]
     fn an_empty_name_means_the_default_or_the_only_model() {
         assert_eq!(chosen("", &models(&[("a", 0)]), None), Ok("a".to_owned()));
-        assert_eq!(chosen("", &models(&[("a", 1), ("b", 1)]), Some("b")), Ok("b".to_owned()));
-        assert_eq!(chosen("", &models(&[("retired", 0), ("new", 2)]), None), Ok("new".to_owned()));
+        assert_eq!(
+            chosen("", &models(&[("a", 1), ("b", 1)]), Some("b")),
+            Ok("b".to_owned())
+        );
+        assert_eq!(
+            chosen("", &models(&[("retired", 0), ("new", 2)]), None),
+            Ok("new".to_owned())
+        );
     }
 
     #[test]
     fn an_unknown_or_undecided_name_is_refused_with_the_known_ones() {
         let two = models(&[("a", 1), ("b", 1)]);
-        for refused in [chosen("c", &two, None), chosen("", &two, None), chosen("", &two, Some("c"))] {
+        for refused in [
+            chosen("c", &two, None),
+            chosen("", &two, None),
+            chosen("", &two, Some("c")),
+        ] {
             let reason = refused.unwrap_err();
             assert!(reason.contains("a, b"), "{reason}");
         }

@@ -56,7 +56,11 @@ impl Reaper {
             loop {
                 let reaped = self.queue.reap(shard).await?;
                 if reaped.lost > 0 {
-                    tracing::warn!(lost = reaped.lost, dead = reaped.dead, "leases ran out; their jobs go to other shards");
+                    tracing::warn!(
+                        lost = reaped.lost,
+                        dead = reaped.dead,
+                        "leases ran out; their jobs go to other shards"
+                    );
                 }
                 for (outcome, count) in [
                     ("lost", reaped.lost),
@@ -94,11 +98,16 @@ impl Reaper {
         // Pools without jobs report zeros, or a gauge would keep its last value.
         let served = models.values().flat_map(|model| {
             model.stages.iter().filter_map(|served| {
-                Some((model.name.clone(), crate::jobs::stage_name(served.stage())?.to_owned(), served.workers))
+                Some((
+                    model.name.clone(),
+                    crate::jobs::stage_name(served.stage())?.to_owned(),
+                    served.workers,
+                ))
             })
         });
         for (model, stage, workers) in served {
-            metrics::gauge!("muse_hub_workers", "model" => model.clone(), "stage" => stage.clone()).set(workers);
+            metrics::gauge!("muse_hub_workers", "model" => model.clone(), "stage" => stage.clone())
+                .set(workers);
             if !pools.contains_key(&(model.clone(), stage.clone())) {
                 publish(&model, &stage, &crate::queue::PoolCounts::default());
             }
@@ -113,11 +122,13 @@ impl Reaper {
 fn publish(model: &str, stage: &str, counts: &crate::queue::PoolCounts) {
     let jobs = |state: &'static str, count: u64| {
         let (model, stage) = (model.to_owned(), stage.to_owned());
-        metrics::gauge!("muse_queue_jobs", "model" => model, "stage" => stage, "state" => state).set(count as f64);
+        metrics::gauge!("muse_queue_jobs", "model" => model, "stage" => stage, "state" => state)
+            .set(count as f64);
     };
     jobs("queued", counts.queued);
     jobs("running", counts.running);
     jobs("delayed", counts.delayed);
     let oldest = counts.oldest_ms.unwrap_or(0) as f64 / 1000.0;
-    metrics::gauge!("muse_queue_oldest_seconds", "model" => model.to_owned(), "stage" => stage.to_owned()).set(oldest);
+    metrics::gauge!("muse_queue_oldest_seconds", "model" => model.to_owned(), "stage" => stage.to_owned())
+        .set(oldest);
 }

@@ -13,7 +13,12 @@ use crate::{
 /// Keeps pictures. Every method can be repeated.
 pub trait ResultStore: Send + Sync {
     /// Writes a job's pictures, in order, under a lease's nonce.
-    fn put<'a>(&'a self, id: JobId, nonce: Nonce, pictures: &'a [Bytes]) -> BoxFuture<'a, Result<(), RedisError>>;
+    fn put<'a>(
+        &'a self,
+        id: JobId,
+        nonce: Nonce,
+        pictures: &'a [Bytes],
+    ) -> BoxFuture<'a, Result<(), RedisError>>;
 
     /// Reads a picture; `None` when it is gone.
     fn get(&self, id: JobId, nonce: Nonce, index: u32) -> BoxFuture<'_, Result<Option<Bytes>, RedisError>>;
@@ -41,7 +46,12 @@ impl RedisResults {
 }
 
 impl ResultStore for RedisResults {
-    fn put<'a>(&'a self, id: JobId, nonce: Nonce, pictures: &'a [Bytes]) -> BoxFuture<'a, Result<(), RedisError>> {
+    fn put<'a>(
+        &'a self,
+        id: JobId,
+        nonce: Nonce,
+        pictures: &'a [Bytes],
+    ) -> BoxFuture<'a, Result<(), RedisError>> {
         Box::pin(async move {
             let key = self.key(id, nonce);
             let mut pipeline = redis::pipe();

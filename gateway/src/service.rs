@@ -51,12 +51,39 @@ impl Gateway {
         let queue = Queue::new(redis.clone(), &config.redis.prefix, config.queue.clone());
         queue.check_schema().await?;
         let bells = Bells::listen(&redis, queue.keys().channels());
-        let models = Models::new(queue.clone(), &bells, config.models.clone(), config.hub.worker_expiry_ms);
-        let keep_ms = config.queue.keep_done_seconds.saturating_add(config.results.grace_seconds).saturating_mul(1000);
+        let models = Models::new(
+            queue.clone(),
+            &bells,
+            config.models.clone(),
+            config.hub.worker_expiry_ms,
+        );
+        let keep_ms = config
+            .queue
+            .keep_done_seconds
+            .saturating_add(config.results.grace_seconds)
+            .saturating_mul(1000);
         let results: Arc<dyn ResultStore> = Arc::new(RedisResults::new(redis, queue.keys().clone(), keep_ms));
-        let watcher = Watcher::new(queue.clone(), bells.clone(), config.watch.clone(), shutdown.clone());
-        let jobs = Jobs::new(queue.clone(), models.clone(), Arc::clone(&results), watcher, &config);
-        let hub = Hub::new(queue.clone(), models.clone(), Arc::clone(&results), bells, &config, shutdown);
+        let watcher = Watcher::new(
+            queue.clone(),
+            bells.clone(),
+            config.watch.clone(),
+            shutdown.clone(),
+        );
+        let jobs = Jobs::new(
+            queue.clone(),
+            models.clone(),
+            Arc::clone(&results),
+            watcher,
+            &config,
+        );
+        let hub = Hub::new(
+            queue.clone(),
+            models.clone(),
+            Arc::clone(&results),
+            bells,
+            &config,
+            shutdown,
+        );
 
         let limit = config.limits.control_message_bytes;
         let generation = GenerationService::new(jobs, config.watch.outbox);
@@ -64,16 +91,35 @@ impl Gateway {
         let readiness = Readiness::new();
         let grpc = grpc::Server::new(&config.grpc, Authentication::None, readiness.clone())
             .add_service(GenerationServer::new(generation).max_decoding_message_size(limit))
-            .add_service(ModelsServer::new(ModelsService::new(models.clone())).max_decoding_message_size(limit))
+            .add_service(
+                ModelsServer::new(ModelsService::new(models.clone())).max_decoding_message_size(limit),
+            )
             .add_service(AdminServer::new(admin).max_decoding_message_size(limit))
-            .add_service(WorkerHubServer::new(hub.clone()).max_decoding_message_size(config.hub.message_bytes))
+            .add_service(
+                WorkerHubServer::new(hub.clone()).max_decoding_message_size(config.hub.message_bytes),
+            )
             .bind()
             .await?;
         let ops = Ops::bind(&config.ops, readiness.clone()).await?;
-        let addresses = Addresses { grpc: Some(grpc.local_addr()), ops: ops.local_addr() };
-        let reaper = Reaper { queue, models, results, config: config.queue, readiness: readiness.clone() };
+        let addresses = Addresses {
+            grpc: Some(grpc.local_addr()),
+            ops: ops.local_addr(),
+        };
+        let reaper = Reaper {
+            queue,
+            models,
+            results,
+            config: config.queue,
+            readiness: readiness.clone(),
+        };
         readiness.set_ready(true);
-        Ok(Self { grpc, ops, hub, reaper, addresses })
+        Ok(Self {
+            grpc,
+            ops,
+            hub,
+            reaper,
+            addresses,
+        })
     }
 
     /// Where it listens.
@@ -87,13 +133,22 @@ impl Gateway {
     /// # Errors
     /// When a listener breaks.
     pub async fn serve(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let Self { grpc, ops, hub, reaper, addresses: _ } = self;
+        let Self {
+            grpc,
+            ops,
+            hub,
+            reaper,
+            addresses: _,
+        } = self;
         let drained = async {
             shutdown.requested().await;
             hub.ended().await;
         };
         let serve_grpc = async {
-            let (served, _) = tokio::join!(grpc.serve(shutdown.clone()), shutdown.limit("worker sessions", drained));
+            let (served, _) = tokio::join!(
+                grpc.serve(shutdown.clone()),
+                shutdown.limit("worker sessions", drained)
+            );
             served
         };
         // The reaper and the probes go on until the last call has ended.
@@ -103,8 +158,11 @@ impl Gateway {
             ended.cancel();
             served
         };
-        let (served, ops, ()) =
-            tokio::join!(serve_all, ops.serve_until(ended.clone().cancelled_owned()), reaper.run(shutdown.clone()));
+        let (served, ops, ()) = tokio::join!(
+            serve_all,
+            ops.serve_until(ended.clone().cancelled_owned()),
+            reaper.run(shutdown.clone())
+        );
         served?;
         ops?;
         Ok(())

@@ -27,11 +27,21 @@ pub enum News {
 
 /// What changed between what a watcher was told and what is: `None` when it knows already.
 pub fn news(told: Option<&Job>, now: &Job) -> Option<News> {
-    let Some(told) = told else { return Some(News::Job(Box::new(now.clone()))) };
+    let Some(told) = told else {
+        return Some(News::Job(Box::new(now.clone())));
+    };
     if now.version <= told.version {
         return None;
     }
-    let place = |job: &Job| (job.state, job.stage, job.attempts, job.crashes, job.worker_id.clone());
+    let place = |job: &Job| {
+        (
+            job.state,
+            job.stage,
+            job.attempts,
+            job.crashes,
+            job.worker_id.clone(),
+        )
+    };
     match now.progress {
         Some(progress) if place(told) == place(now) => Some(News::Progress(progress)),
         _ => Some(News::Job(Box::new(now.clone()))),
@@ -50,7 +60,12 @@ pub struct Watcher {
 impl Watcher {
     /// Watches jobs of `queue` until the shutdown.
     pub fn new(queue: Queue, bells: Bells, config: config::Watch, shutdown: Shutdown) -> Self {
-        Self { queue, bells, config, shutdown }
+        Self {
+            queue,
+            bells,
+            config,
+            shutdown,
+        }
     }
 
     /// News of a job until it has ended, its last state included; then the stream ends. Nothing is told of versions up to
@@ -72,7 +87,12 @@ impl Watcher {
         ReceiverStream::new(receiver)
     }
 
-    async fn follow(&self, id: JobId, after_version: u64, sender: &mpsc::Sender<Result<(News, Option<Record>), Error>>) {
+    async fn follow(
+        &self,
+        id: JobId,
+        after_version: u64,
+        sender: &mpsc::Sender<Result<(News, Option<Record>), Error>>,
+    ) {
         let mut bell = self.bells.job(&id.to_string());
         let mut told: Option<Job> = None;
         let mut outage: Option<Instant> = None;
@@ -122,7 +142,10 @@ impl Watcher {
 
 /// Whether a job has ended, from what clients see of it.
 pub fn has_ended(job: &Job) -> bool {
-    matches!(job.state(), JobState::Succeeded | JobState::Failed | JobState::Cancelled)
+    matches!(
+        job.state(),
+        JobState::Succeeded | JobState::Failed | JobState::Cancelled
+    )
 }
 
 #[cfg(test)]
@@ -132,8 +155,17 @@ mod tests {
     use super::*;
 
     fn job(version: u64, state: JobState, step: u32) -> Job {
-        let progress = Some(Progress { step, of: 12, ..Progress::default() });
-        Job { version, state: state as i32, progress, ..Job::default() }
+        let progress = Some(Progress {
+            step,
+            of: 12,
+            ..Progress::default()
+        });
+        Job {
+            version,
+            state: state as i32,
+            progress,
+            ..Job::default()
+        }
     }
 
     #[test]

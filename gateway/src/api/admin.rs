@@ -34,14 +34,21 @@ impl AdminService {
         let mut workers: BTreeMap<(String, String), u32> = BTreeMap::new();
         for model in models.values() {
             for served in &model.stages {
-                let Some(stage) = stage_name(served.stage()) else { continue };
+                let Some(stage) = stage_name(served.stage()) else {
+                    continue;
+                };
                 let pool = (model.name.clone(), stage.to_owned());
                 counts.entry(pool.clone()).or_default();
                 workers.insert(pool, served.workers);
             }
         }
-        let pools = counts.into_iter().map(|(pool, counts)| status_of(&pool, &counts, workers.get(&pool)));
-        Ok(GetQueueStatusResponse { pools: pools.collect(), dead })
+        let pools = counts
+            .into_iter()
+            .map(|(pool, counts)| status_of(&pool, &counts, workers.get(&pool)));
+        Ok(GetQueueStatusResponse {
+            pools: pools.collect(),
+            dead,
+        })
     }
 }
 
@@ -66,7 +73,10 @@ impl Admin for AdminService {
         Ok(Response::new(self.status().await?))
     }
 
-    async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Result<Response<ListWorkersResponse>, Status> {
+    async fn list_workers(
+        &self,
+        _: Request<ListWorkersRequest>,
+    ) -> Result<Response<ListWorkersResponse>, Status> {
         let workers = self.models.workers().await.map_err(Error::from)?;
         Ok(Response::new(ListWorkersResponse { workers }))
     }

@@ -4,9 +4,10 @@ use std::pin::Pin;
 
 use futures::{Stream, StreamExt as _};
 use muse_proto::v1::{
-    CancelJobRequest, CancelJobResponse, GenerateRequest, GenerateResponse, GetImageRequest, GetImageResponse,
-    GetJobRequest, GetJobResponse, ListJobsRequest, ListJobsResponse, SubmitJobRequest, SubmitJobResponse,
-    WatchJobRequest, WatchJobResponse, generate_response, generation_server::Generation, watch_job_response,
+    CancelJobRequest, CancelJobResponse, GenerateRequest, GenerateResponse, GetImageRequest,
+    GetImageResponse, GetJobRequest, GetJobResponse, ListJobsRequest, ListJobsResponse, SubmitJobRequest,
+    SubmitJobResponse, WatchJobRequest, WatchJobResponse, generate_response, generation_server::Generation,
+    watch_job_response,
 };
 use muse_service::{Tenant, identity::tenant, telemetry::trace_context};
 use tokio::sync::mpsc;
@@ -40,7 +41,10 @@ impl GenerationService {
         let event = |event| Ok(GenerateResponse { event: Some(event) });
         // An earlier job may have ended already: then the watch has the last word.
         if !crate::watch::has_ended(&submitted.job)
-            && sender.send(event(generate_response::Event::Job(submitted.job))).await.is_err()
+            && sender
+                .send(event(generate_response::Event::Job(submitted.job)))
+                .await
+                .is_err()
         {
             return Ok(());
         }
@@ -50,7 +54,11 @@ impl GenerationService {
             if let Some(record) = ended.filter(|_| !request.omit_images) {
                 for info in &record.job.images {
                     let image = self.jobs.image_of(&record, info.index).await?;
-                    if sender.send(event(generate_response::Event::Image(image))).await.is_err() {
+                    if sender
+                        .send(event(generate_response::Event::Image(image)))
+                        .await
+                        .is_err()
+                    {
                         return Ok(());
                     }
                 }
@@ -79,7 +87,10 @@ impl Generation for GenerationService {
     type GenerateStream = EventStream<GenerateResponse>;
     type WatchJobStream = EventStream<WatchJobResponse>;
 
-    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
+    async fn generate(
+        &self,
+        request: Request<GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
         let tenant = tenant(&request)?;
         let traceparent = traceparent(request.metadata());
         let request = request.into_inner();
@@ -95,10 +106,16 @@ impl Generation for GenerationService {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn submit_job(&self, request: Request<SubmitJobRequest>) -> Result<Response<SubmitJobResponse>, Status> {
+    async fn submit_job(
+        &self,
+        request: Request<SubmitJobRequest>,
+    ) -> Result<Response<SubmitJobResponse>, Status> {
         let tenant = tenant(&request)?;
         let traceparent = traceparent(request.metadata());
-        let submitted = self.jobs.submit(&tenant, request.into_inner().request, traceparent).await?;
+        let submitted = self
+            .jobs
+            .submit(&tenant, request.into_inner().request, traceparent)
+            .await?;
         let (job, already_existed) = (Some(submitted.job), submitted.already_existed);
         Ok(Response::new(SubmitJobResponse { job, already_existed }))
     }
@@ -109,15 +126,26 @@ impl Generation for GenerationService {
         Ok(Response::new(GetJobResponse { job: Some(job) }))
     }
 
-    async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
+    async fn list_jobs(
+        &self,
+        request: Request<ListJobsRequest>,
+    ) -> Result<Response<ListJobsResponse>, Status> {
         let tenant = tenant(&request)?;
-        Ok(Response::new(self.jobs.list(&tenant, &request.into_inner()).await?))
+        Ok(Response::new(
+            self.jobs.list(&tenant, &request.into_inner()).await?,
+        ))
     }
 
-    async fn watch_job(&self, request: Request<WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+    async fn watch_job(
+        &self,
+        request: Request<WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
         let tenant = tenant(&request)?;
         let request = request.into_inner();
-        let news = self.jobs.watch(&tenant, &request.job_id, request.after_version).await?;
+        let news = self
+            .jobs
+            .watch(&tenant, &request.job_id, request.after_version)
+            .await?;
         let events = news.map(|item| {
             let event = match item?.0 {
                 News::Job(job) => watch_job_response::Event::Job(*job),
@@ -128,13 +156,19 @@ impl Generation for GenerationService {
         Ok(Response::new(Box::pin(events)))
     }
 
-    async fn cancel_job(&self, request: Request<CancelJobRequest>) -> Result<Response<CancelJobResponse>, Status> {
+    async fn cancel_job(
+        &self,
+        request: Request<CancelJobRequest>,
+    ) -> Result<Response<CancelJobResponse>, Status> {
         let tenant = tenant(&request)?;
         let job = self.jobs.cancel(&tenant, &request.into_inner().job_id).await?;
         Ok(Response::new(CancelJobResponse { job: Some(job) }))
     }
 
-    async fn get_image(&self, request: Request<GetImageRequest>) -> Result<Response<GetImageResponse>, Status> {
+    async fn get_image(
+        &self,
+        request: Request<GetImageRequest>,
+    ) -> Result<Response<GetImageResponse>, Status> {
         let tenant = tenant(&request)?;
         let request = request.into_inner();
         let image = self.jobs.image(&tenant, &request.job_id, request.index).await?;

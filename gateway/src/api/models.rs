@@ -18,9 +18,15 @@ impl ModelsService {
 
 #[tonic::async_trait]
 impl ModelsApi for ModelsService {
-    async fn list_models(&self, _: Request<ListModelsRequest>) -> Result<Response<ListModelsResponse>, Status> {
+    async fn list_models(
+        &self,
+        _: Request<ListModelsRequest>,
+    ) -> Result<Response<ListModelsResponse>, Status> {
         let models = self.0.all().await.map_err(Error::from)?;
         let default_model = self.0.default_of(&models);
-        Ok(Response::new(ListModelsResponse { models: models.values().cloned().collect(), default_model }))
+        Ok(Response::new(ListModelsResponse {
+            models: models.values().cloned().collect(),
+            default_model,
+        }))
     }
 }

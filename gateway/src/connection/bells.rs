@@ -76,13 +76,23 @@ impl Bells {
     /// Rings when `job` has changed.
     pub fn job(&self, job: &str) -> JobBell {
         let mut jobs = lock(&self.0.jobs);
-        let rings = jobs.entry(job.to_owned()).or_insert_with(|| watch::channel(()).0).subscribe();
-        JobBell { job: job.to_owned(), rings, board: Arc::downgrade(&self.0) }
+        let rings = jobs
+            .entry(job.to_owned())
+            .or_insert_with(|| watch::channel(()).0)
+            .subscribe();
+        JobBell {
+            job: job.to_owned(),
+            rings,
+            board: Arc::downgrade(&self.0),
+        }
     }
 
     /// Rings when there may be work for the pool, `<model>:<stage>`.
     pub fn pool(&self, pool: &str) -> watch::Receiver<()> {
-        lock(&self.0.pools).entry(pool.to_owned()).or_insert_with(|| watch::channel(()).0).subscribe()
+        lock(&self.0.pools)
+            .entry(pool.to_owned())
+            .or_insert_with(|| watch::channel(()).0)
+            .subscribe()
     }
 
     /// Rings when the registry of models has changed.
@@ -94,7 +104,11 @@ impl Bells {
     pub fn revocations(&self, worker: &str) -> Revocations {
         let (sender, receiver) = mpsc::channel(REVOCATIONS_WAITING);
         lock(&self.0.workers).insert(worker.to_owned(), sender);
-        Revocations { worker: worker.to_owned(), receiver, board: Arc::downgrade(&self.0) }
+        Revocations {
+            worker: worker.to_owned(),
+            receiver,
+            board: Arc::downgrade(&self.0),
+        }
     }
 }
 
@@ -197,13 +211,16 @@ async fn listen(redis: Redis, board: Weak<Board>, prefixes: Vec<String>) {
 async fn listen_once(redis: &Redis, board: &Weak<Board>, prefixes: &[String]) -> RedisResult<()> {
     let limit = Duration::from_millis(redis.config().connect_timeout_ms);
     let timed_out = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
-    let connection =
-        tokio::time::timeout(limit, redis.client().get_async_pubsub()).await.map_err(timed_out)??;
+    let connection = tokio::time::timeout(limit, redis.client().get_async_pubsub())
+        .await
+        .map_err(timed_out)??;
     let (mut sink, mut messages) = connection.split();
     for prefix in prefixes {
         for channel in ["ev", "work", "rev", "reg"] {
             let subscribed = sink.subscribe(format!("{prefix}{channel}"));
-            tokio::time::timeout(limit, subscribed).await.map_err(timed_out)??;
+            tokio::time::timeout(limit, subscribed)
+                .await
+                .map_err(timed_out)??;
         }
     }
     if let Some(board) = board.upgrade() {

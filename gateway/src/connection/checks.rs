@@ -30,7 +30,9 @@ pub enum Unfit {
     )]
     Evicting(String),
     /// It does not keep what queue.durability promises.
-    #[error("queue.durability = \"{promised}\" needs `{needed}` in Redis, which has `{found}`: set it there, or set queue.durability to what is enough for you (always, everysec, none)")]
+    #[error(
+        "queue.durability = \"{promised}\" needs `{needed}` in Redis, which has `{found}`: set it there, or set queue.durability to what is enough for you (always, everysec, none)"
+    )]
     Durability {
         /// The configured level.
         promised: &'static str,
@@ -40,19 +42,30 @@ pub enum Unfit {
         found: String,
     },
     /// It does not say.
-    #[error("Redis refuses CONFIG GET, so queue.durability cannot be checked: allow it, or set queue.durability = \"unverified\"")]
+    #[error(
+        "Redis refuses CONFIG GET, so queue.durability cannot be checked: allow it, or set queue.durability = \"unverified\""
+    )]
     Silent,
 }
 
 /// The settings that [`check`] looks at.
-pub(super) const SETTINGS: [&str; 4] = ["appendonly", "appendfsync", "maxmemory-policy", "aof-load-truncated"];
+pub(super) const SETTINGS: [&str; 4] = [
+    "appendonly",
+    "appendfsync",
+    "maxmemory-policy",
+    "aof-load-truncated",
+];
 
 /// Checks a server against what is promised to clients.
 ///
 /// # Errors
 /// [`Unfit`], for the first thing that is wrong.
 pub fn check(facts: &Facts, durability: Durability) -> Result<(), Unfit> {
-    let major = facts.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    let major = facts
+        .version
+        .split('.')
+        .next()
+        .and_then(|major| major.parse::<u32>().ok());
     if major.is_none_or(|major| major < 7) {
         return Err(Unfit::Version(facts.version.clone()));
     }
@@ -60,7 +73,11 @@ pub fn check(facts: &Facts, durability: Durability) -> Result<(), Unfit> {
         return Err(Unfit::Replica);
     }
     let Some(settings) = &facts.settings else {
-        return if durability == Durability::Unverified { Ok(()) } else { Err(Unfit::Silent) };
+        return if durability == Durability::Unverified {
+            Ok(())
+        } else {
+            Err(Unfit::Silent)
+        };
     };
     let setting = |name: &str| settings.get(name).map_or("", String::as_str);
     let policy = setting("maxmemory-policy");
@@ -74,18 +91,29 @@ pub fn check(facts: &Facts, durability: Durability) -> Result<(), Unfit> {
     };
     if setting("appendonly") != "yes" {
         let found = format!("appendonly {}", setting("appendonly"));
-        return Err(Unfit::Durability { promised, needed: "appendonly yes", found });
+        return Err(Unfit::Durability {
+            promised,
+            needed: "appendonly yes",
+            found,
+        });
     }
     if !fsync.contains(&setting("appendfsync")) {
         let found = format!("appendfsync {}", setting("appendfsync"));
-        return Err(Unfit::Durability { promised, needed, found });
+        return Err(Unfit::Durability {
+            promised,
+            needed,
+            found,
+        });
     }
     Ok(())
 }
 
 /// Parses the reply of INFO: `name:value` lines, with comments.
 pub(super) fn parse_info(text: &str) -> HashMap<&str, &str> {
-    text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.trim_end().split_once(':')).collect()
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.trim_end().split_once(':'))
+        .collect()
 }
 
 #[cfg(test)]
@@ -93,18 +121,31 @@ mod tests {
     use super::*;
 
     fn facts(fsync: &str) -> Facts {
-        let settings = [("appendonly", "yes"), ("appendfsync", fsync), ("maxmemory-policy", "noeviction")];
+        let settings = [
+            ("appendonly", "yes"),
+            ("appendfsync", fsync),
+            ("maxmemory-policy", "noeviction"),
+        ];
         Facts {
             version: "7.2.4".to_owned(),
             role: "master".to_owned(),
-            settings: Some(settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
+            settings: Some(
+                settings
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into(),
+            ),
         }
     }
 
     #[test]
     fn a_server_that_keeps_less_than_promised_is_refused_with_what_to_set() {
-        let refused = check(&facts("everysec"), Durability::Always).unwrap_err().to_string();
-        assert!(refused.contains("appendfsync always") && refused.contains("queue.durability"), "{refused}");
+        let refused = check(&facts("everysec"), Durability::Always)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains("appendfsync always") && refused.contains("queue.durability"),
+            "{refused}"
+        );
         assert_eq!(check(&facts("everysec"), Durability::Everysec), Ok(()));
         assert_eq!(check(&facts("always"), Durability::Everysec), Ok(()));
     }
@@ -112,17 +153,36 @@ mod tests {
     #[test]
     fn an_evicting_server_an_old_one_and_a_replica_are_refused_whatever_is_promised() {
         let mut evicting = facts("always");
-        evicting.settings.as_mut().unwrap().insert("maxmemory-policy".to_owned(), "allkeys-lru".to_owned());
-        assert_eq!(check(&evicting, Durability::None), Err(Unfit::Evicting("allkeys-lru".to_owned())));
-        let old = Facts { version: "6.2.14".to_owned(), ..facts("always") };
-        assert_eq!(check(&old, Durability::None), Err(Unfit::Version("6.2.14".to_owned())));
-        let replica = Facts { role: "slave".to_owned(), ..facts("always") };
+        evicting
+            .settings
+            .as_mut()
+            .unwrap()
+            .insert("maxmemory-policy".to_owned(), "allkeys-lru".to_owned());
+        assert_eq!(
+            check(&evicting, Durability::None),
+            Err(Unfit::Evicting("allkeys-lru".to_owned()))
+        );
+        let old = Facts {
+            version: "6.2.14".to_owned(),
+            ..facts("always")
+        };
+        assert_eq!(
+            check(&old, Durability::None),
+            Err(Unfit::Version("6.2.14".to_owned()))
+        );
+        let replica = Facts {
+            role: "slave".to_owned(),
+            ..facts("always")
+        };
         assert_eq!(check(&replica, Durability::None), Err(Unfit::Replica));
     }
 
     #[test]
     fn a_server_that_does_not_tell_is_used_only_when_the_operator_vouches_for_it() {
-        let silent = Facts { settings: None, ..facts("always") };
+        let silent = Facts {
+            settings: None,
+            ..facts("always")
+        };
         assert_eq!(check(&silent, Durability::Always), Err(Unfit::Silent));
         assert_eq!(check(&silent, Durability::Unverified), Ok(()));
     }

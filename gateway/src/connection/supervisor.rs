@@ -65,8 +65,13 @@ struct Inner {
 
 #[derive(Clone)]
 enum Link {
-    Up { generation: u64, connection: MultiplexedConnection },
-    Down { reason: String },
+    Up {
+        generation: u64,
+        connection: MultiplexedConnection,
+    },
+    Down {
+        reason: String,
+    },
 }
 
 enum ConnectError {
@@ -84,19 +89,33 @@ impl Redis {
     /// [`StartupError`] says in one line what to do.
     pub async fn connect(config: &config::Redis, durability: Durability) -> Result<Self, StartupError> {
         let client = client(config)?;
-        let (link, _) = watch::channel(Link::Down { reason: "not connected yet".to_owned() });
-        let inner = Inner { client, config: config.clone(), durability, link, memory: AtomicU64::new(0) };
+        let (link, _) = watch::channel(Link::Down {
+            reason: "not connected yet".to_owned(),
+        });
+        let inner = Inner {
+            client,
+            config: config.clone(),
+            durability,
+            link,
+            memory: AtomicU64::new(0),
+        };
         let redis = Self(Arc::new(inner));
         let limit = Instant::now() + Duration::from_millis(config.startup_timeout_ms);
         loop {
             match redis.0.establish().await {
                 Ok(connection) => {
-                    redis.0.link.send_replace(Link::Up { generation: 1, connection });
+                    redis.0.link.send_replace(Link::Up {
+                        generation: 1,
+                        connection,
+                    });
                     break;
                 }
                 Err(ConnectError::Unfit(unfit)) => return Err(unfit.into()),
                 Err(ConnectError::Io(reason)) if Instant::now() >= limit => {
-                    return Err(StartupError::Unreachable { url: config.url.clone(), reason });
+                    return Err(StartupError::Unreachable {
+                        url: config.url.clone(),
+                        reason,
+                    });
                 }
                 Err(ConnectError::Io(_)) => {
                     tokio::time::sleep(Duration::from_millis(config.reconnect_delay_ms)).await;
@@ -122,7 +141,8 @@ impl Redis {
     /// # Errors
     /// [`RedisError`].
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
-        self.call(|mut connection| async move { command.query_async(&mut connection).await }).await
+        self.call(|mut connection| async move { command.query_async(&mut connection).await })
+            .await
     }
 
     /// Runs a pipeline.
@@ -130,7 +150,8 @@ impl Redis {
     /// # Errors
     /// [`RedisError`].
     pub async fn pipe<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, RedisError> {
-        self.call(|mut connection| async move { pipeline.query_async(&mut connection).await }).await
+        self.call(|mut connection| async move { pipeline.query_async(&mut connection).await })
+            .await
     }
 
     /// Runs a script, loading it where the server does not know it.
@@ -138,7 +159,8 @@ impl Redis {
     /// # Errors
     /// [`RedisError`].
     pub async fn eval<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, RedisError> {
-        self.call(|mut connection| async move { script.invoke_async(&mut connection).await }).await
+        self.call(|mut connection| async move { script.invoke_async(&mut connection).await })
+            .await
     }
 
     /// The client, for the doorbells' own connection.
@@ -186,16 +208,23 @@ impl Redis {
             let mut generation = 1;
             loop {
                 // Wakes at each ping, and at once when a call has retired the connection.
-                let _ = tokio::time::timeout(ping, link.wait_for(|link| matches!(link, Link::Down { .. }))).await;
+                let _ =
+                    tokio::time::timeout(ping, link.wait_for(|link| matches!(link, Link::Down { .. }))).await;
                 let Some(inner) = weak.upgrade() else { return };
                 let state = link.borrow_and_update().clone();
                 match state {
-                    Link::Up { generation, connection } => inner.ping(generation, connection).await,
+                    Link::Up {
+                        generation,
+                        connection,
+                    } => inner.ping(generation, connection).await,
                     Link::Down { .. } => match inner.establish().await {
                         Ok(connection) => {
                             generation += 1;
                             tracing::info!(generation, "connected to Redis again");
-                            inner.link.send_replace(Link::Up { generation, connection });
+                            inner.link.send_replace(Link::Up {
+                                generation,
+                                connection,
+                            });
                         }
                         Err(ConnectError::Io(reason)) => {
                             inner.down(&reason);
@@ -226,7 +255,10 @@ impl Inner {
             _ => self.link.borrow().clone(),
         };
         match state {
-            Link::Up { generation, connection } => Ok((generation, connection)),
+            Link::Up {
+                generation,
+                connection,
+            } => Ok((generation, connection)),
             Link::Down { reason } => Err(RedisError::Unavailable(reason)),
         }
     }
@@ -236,7 +268,9 @@ impl Inner {
             let current = matches!(link, Link::Up { generation: current, .. } if *current == generation);
             if current {
                 tracing::warn!(reason, "the connection to Redis broke");
-                *link = Link::Down { reason: reason.to_owned() };
+                *link = Link::Down {
+                    reason: reason.to_owned(),
+                };
             }
             current
         });
@@ -262,27 +296,49 @@ impl Inner {
                 .get_multiplexed_async_connection_with_config(&options)
                 .await
                 .map_err(|error| ConnectError::Io(error.to_string()))?;
-            let facts = facts(&mut connection).await.map_err(|error| ConnectError::Io(error.to_string()))?;
+            let facts = facts(&mut connection)
+                .await
+                .map_err(|error| ConnectError::Io(error.to_string()))?;
             check(&facts, self.durability).map_err(ConnectError::Unfit)?;
-            let truncated = facts.settings.as_ref().and_then(|settings| settings.get("aof-load-truncated"));
+            let truncated = facts
+                .settings
+                .as_ref()
+                .and_then(|settings| settings.get("aof-load-truncated"));
             if self.durability == Durability::Always && truncated.is_some_and(|value| value == "yes") {
-                tracing::warn!("Redis would drop a cut end of its log in silence: set `aof-load-truncated no`");
+                tracing::warn!(
+                    "Redis would drop a cut end of its log in silence: set `aof-load-truncated no`"
+                );
             }
             Ok(connection)
         };
         match tokio::time::timeout(limit, attempt).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(ConnectError::Io(format!("no answer within {} ms", limit.as_millis()))),
+            Err(_) => Err(ConnectError::Io(format!(
+                "no answer within {} ms",
+                limit.as_millis()
+            ))),
         }
     }
 
     async fn ping(&self, generation: u64, mut connection: MultiplexedConnection) {
-        match redis::cmd("INFO").arg("memory").query_async::<String>(&mut connection).await {
+        match redis::cmd("INFO")
+            .arg("memory")
+            .query_async::<String>(&mut connection)
+            .await
+        {
             Ok(text) => {
                 let info = parse_info(&text);
-                let number = |name| info.get(name).and_then(|value: &&str| value.parse::<u64>().ok()).unwrap_or(0);
+                let number = |name| {
+                    info.get(name)
+                        .and_then(|value: &&str| value.parse::<u64>().ok())
+                        .unwrap_or(0)
+                };
                 let (used, most) = (number("used_memory"), number("maxmemory"));
-                let share = if most == 0 { 0 } else { used.saturating_mul(1000) / most };
+                let share = if most == 0 {
+                    0
+                } else {
+                    used.saturating_mul(1000) / most
+                };
                 self.memory.store(share, Ordering::Relaxed);
             }
             Err(error) => self.retire(generation, &error.to_string()),
@@ -320,7 +376,11 @@ fn classify(error: &redis::RedisError) -> Verdict {
 async fn facts(connection: &mut MultiplexedConnection) -> RedisResult<Facts> {
     let text: String = redis::cmd("INFO").query_async(connection).await?;
     let info = parse_info(&text);
-    let get = |name: &str| info.get(name).map(|value| (*value).to_owned()).unwrap_or_default();
+    let get = |name: &str| {
+        info.get(name)
+            .map(|value| (*value).to_owned())
+            .unwrap_or_default()
+    };
     let mut command = redis::cmd("CONFIG");
     command.arg("GET").arg(&SETTINGS);
     let settings = match command.query_async(connection).await {
@@ -328,13 +388,21 @@ async fn facts(connection: &mut MultiplexedConnection) -> RedisResult<Facts> {
         Err(error) if error.is_io_error() || error.is_timeout() => return Err(error),
         Err(_) => None,
     };
-    Ok(Facts { version: get("redis_version"), role: get("role"), settings })
+    Ok(Facts {
+        version: get("redis_version"),
+        role: get("role"),
+        settings,
+    })
 }
 
 fn client(config: &config::Redis) -> Result<Client, StartupError> {
     let invalid = |key, reason: String| StartupError::Configuration { key, reason };
-    let info = redis::IntoConnectionInfo::into_connection_info(config.url.as_str())
-        .map_err(|error| invalid("redis.url", format!("{error}; use redis://host:port, rediss:// or unix:///path")))?;
+    let info = redis::IntoConnectionInfo::into_connection_info(config.url.as_str()).map_err(|error| {
+        invalid(
+            "redis.url",
+            format!("{error}; use redis://host:port, rediss:// or unix:///path"),
+        )
+    })?;
     if info.redis_settings().password().is_some() {
         let reason = "must not hold a password: put it into a file and set redis.password_file".to_owned();
         return Err(invalid("redis.url", reason));
@@ -342,8 +410,12 @@ fn client(config: &config::Redis) -> Result<Client, StartupError> {
     let Some(path) = &config.password_file else {
         return Client::open(info).map_err(|error| invalid("redis.url", error.to_string()));
     };
-    let password = std::fs::read_to_string(path)
-        .map_err(|error| invalid("redis.password_file", format!("cannot read {}: {error}", path.display())))?;
+    let password = std::fs::read_to_string(path).map_err(|error| {
+        invalid(
+            "redis.password_file",
+            format!("cannot read {}: {error}", path.display()),
+        )
+    })?;
     let settings = info.redis_settings().clone().set_password(password.trim());
     Client::open(info.set_redis_settings(settings)).map_err(|error| invalid("redis.url", error.to_string()))
 }

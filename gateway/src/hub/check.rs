@@ -20,13 +20,22 @@ const MODEL_BYTES: usize = 64;
 /// Checks who attaches.
 pub(super) fn hello(hello: &Hello) -> Result<Model, Vec<FieldViolation>> {
     let mut found = Violations::default();
-    let plain = |text: &str, extra: &[u8]| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || extra.contains(&byte));
+    let plain = |text: &str, extra: &[u8]| {
+        text.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || extra.contains(&byte))
+    };
     if hello.worker_id.is_empty() || hello.worker_id.len() > NAME_BYTES || !plain(&hello.worker_id, b"._-:") {
-        found.add("hello.worker_id", format!("must have 1 to {NAME_BYTES} letters, digits, '.', '_', '-' or ':'"));
+        found.add(
+            "hello.worker_id",
+            format!("must have 1 to {NAME_BYTES} letters, digits, '.', '_', '-' or ':'"),
+        );
     }
     let model = hello.model.clone().unwrap_or_default();
     if model.name.is_empty() || model.name.len() > MODEL_BYTES || !plain(&model.name, b"._-") {
-        found.add("hello.model.name", format!("must have 1 to {MODEL_BYTES} letters, digits, '.', '_' or '-'"));
+        found.add(
+            "hello.model.name",
+            format!("must have 1 to {MODEL_BYTES} letters, digits, '.', '_' or '-'"),
+        );
     }
     if model.bundle_digest.len() != 64 || !plain(&model.bundle_digest, b"") {
         found.add("hello.model.bundle_digest", "must be a SHA-256 in hexadecimal");
@@ -48,14 +57,22 @@ fn stages(stages: &[ModelStage], found: &mut Violations) {
     }
     for (index, served) in stages.iter().enumerate() {
         let field = format!("hello.model.stages[{index}]");
-        if served.stage() == Stage::Unspecified || stages.iter().take(index).any(|other| other.stage == served.stage) {
-            found.add(format!("{field}.stage"), "must be set, and differ from the others'");
+        if served.stage() == Stage::Unspecified
+            || stages.iter().take(index).any(|other| other.stage == served.stage)
+        {
+            found.add(
+                format!("{field}.stage"),
+                "must be set, and differ from the others'",
+            );
         }
         if served.grid_rows == 0 || served.grid_columns == 0 || served.codebook_size == 0 {
             found.add(field.clone(), "must give the grid and the codebook's size");
         }
         if !is_complete(&served.defaults.unwrap_or_default()) {
-            found.add(format!("{field}.defaults"), "must set every field: they are what a silent request gets");
+            found.add(
+                format!("{field}.defaults"),
+                "must set every field: they are what a silent request gets",
+            );
         }
     }
 }
@@ -66,7 +83,8 @@ fn is_complete(defaults: &Sampling) -> bool {
         && defaults.temperature.is_some_and(f32::is_finite)
         && defaults.choice_temperature.is_some_and(f32::is_finite)
         && defaults.top_k.is_some()
-        && GuidanceSchedule::try_from(defaults.guidance_schedule).is_ok_and(|it| it != GuidanceSchedule::Unspecified)
+        && GuidanceSchedule::try_from(defaults.guidance_schedule)
+            .is_ok_and(|it| it != GuidanceSchedule::Unspecified)
         && MaskSchedule::try_from(defaults.mask_schedule).is_ok_and(|it| it != MaskSchedule::Unspecified)
         && Scheduler::try_from(defaults.scheduler).is_ok_and(|it| it != Scheduler::Unspecified)
 }
@@ -78,7 +96,9 @@ pub(super) fn tokens(tensor: &Tensor, served: &ModelStage, max_count: u32) -> Re
         return Err(format!("token grids have 2 axes, not {}", tensor.shape.len()));
     };
     if width != size || count == 0 || count > u64::from(max_count) {
-        return Err(format!("token grids of shape [{count}, {width}] where [1 to {max_count}, {size}] is wanted"));
+        return Err(format!(
+            "token grids of shape [{count}, {width}] where [1 to {max_count}, {size}] is wanted"
+        ));
     }
     let width = match tensor.element_type() {
         ElementType::U16 => 2,
@@ -86,11 +106,28 @@ pub(super) fn tokens(tensor: &Tensor, served: &ModelStage, max_count: u32) -> Re
         other => return Err(format!("token grids are u16 or u32, not {other:?}")),
     };
     if tensor.data.len() as u64 != count * size * width {
-        return Err(format!("{} bytes do not make a tensor of shape {:?}", tensor.data.len(), tensor.shape));
+        return Err(format!(
+            "{} bytes do not make a tensor of shape {:?}",
+            tensor.data.len(),
+            tensor.shape
+        ));
     }
-    let value = |bytes: &[u8]| bytes.iter().rev().fold(0_u32, |value, byte| value << 8 | u32::from(*byte));
-    if let Some(foreign) = tensor.data.chunks_exact(width as usize).map(value).find(|id| *id >= served.codebook_size) {
-        return Err(format!("token {foreign} is not in the codebook of {}", served.codebook_size));
+    let value = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .rev()
+            .fold(0_u32, |value, byte| value << 8 | u32::from(*byte))
+    };
+    if let Some(foreign) = tensor
+        .data
+        .chunks_exact(width as usize)
+        .map(value)
+        .find(|id| *id >= served.codebook_size)
+    {
+        return Err(format!(
+            "token {foreign} is not in the codebook of {}",
+            served.codebook_size
+        ));
     }
     // At most max_count, a u32.
     Ok(count as u32)
@@ -109,7 +146,11 @@ pub(super) fn pictures(pictures: Pictures, max_count: u32) -> Result<(Vec<ImageI
         if info.index as usize != index {
             return Err(format!("picture {} stands at place {index}", info.index));
         }
-        if bytes.is_empty() || info.width == 0 || info.height == 0 || info.format() == ImageFormat::Unspecified {
+        if bytes.is_empty()
+            || info.width == 0
+            || info.height == 0
+            || info.format() == ImageFormat::Unspecified
+        {
             return Err(format!("picture {index} is empty, or has no size or format"));
         }
         let digest = hex::encode(Sha256::digest(&bytes));
@@ -130,12 +171,21 @@ mod tests {
     use super::*;
 
     fn served() -> ModelStage {
-        ModelStage { grid_rows: 2, grid_columns: 2, codebook_size: 300, ..ModelStage::default() }
+        ModelStage {
+            grid_rows: 2,
+            grid_columns: 2,
+            codebook_size: 300,
+            ..ModelStage::default()
+        }
     }
 
     fn grid(ids: &[u16], shape: &[u64]) -> Tensor {
         let data: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        Tensor { element_type: ElementType::U16 as i32, shape: shape.to_vec(), data: data.into() }
+        Tensor {
+            element_type: ElementType::U16 as i32,
+            shape: shape.to_vec(),
+            data: data.into(),
+        }
     }
 
     #[test]
@@ -165,11 +215,17 @@ mod tests {
     #[test]
     fn a_picture_that_is_not_what_its_digest_names_is_refused() {
         let info = ImageInfo {
-            format: ImageFormat::Png as i32, width: 8, height: 8,
-            sha256: hex::encode(Sha256::digest(b"picture")), ..ImageInfo::default()
+            format: ImageFormat::Png as i32,
+            width: 8,
+            height: 8,
+            sha256: hex::encode(Sha256::digest(b"picture")),
+            ..ImageInfo::default()
         };
         let picture = |data: &'static [u8]| Pictures {
-            pictures: vec![Picture { info: Some(info.clone()), data: Bytes::from_static(data) }],
+            pictures: vec![Picture {
+                info: Some(info.clone()),
+                data: Bytes::from_static(data),
+            }],
         };
         let (infos, data) = pictures(picture(b"picture"), 16).unwrap();
         assert_eq!((infos[0].size_bytes, data.len()), (7, 1));

@@ -23,7 +23,9 @@ pub(super) fn message(grant: &Grant, stage: Stage) -> Result<Lease, DecodeError>
     let checkpoint = match grant.checkpoint.as_slice() {
         [] => None,
         // A checkpoint only saves time: without one the job begins again and gives the same result.
-        encoded => Checkpoint::decode(encoded).ok().filter(|checkpoint| checkpoint.stage() == stage),
+        encoded => Checkpoint::decode(encoded)
+            .ok()
+            .filter(|checkpoint| checkpoint.stage() == stage),
     };
     Ok(Lease {
         job_id: grant.id.to_string(),

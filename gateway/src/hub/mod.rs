@@ -88,13 +88,17 @@ impl WorkerHub for Hub {
         self.0.sessions.spawn(async move {
             let limit = std::time::Duration::from_millis(shared.config.hello_timeout_ms);
             let first = match tokio::time::timeout(limit, inbound.message()).await {
-                Ok(Ok(Some(AttachRequest { message: Some(Message::Hello(hello)) }))) => Ok(hello),
+                Ok(Ok(Some(AttachRequest {
+                    message: Some(Message::Hello(hello)),
+                }))) => Ok(hello),
                 Ok(Ok(_)) => Err(Status::invalid_argument("the first message must be hello")),
                 Ok(Err(status)) => Err(status),
                 Err(_) => Err(Status::deadline_exceeded("no hello came in time")),
             };
             let attached = match first {
-                Ok(hello) => Session::begin(shared, hello, sender.clone()).await.map_err(Status::from),
+                Ok(hello) => Session::begin(shared, hello, sender.clone())
+                    .await
+                    .map_err(Status::from),
                 Err(status) => Err(status),
             };
             match attached {

@@ -19,7 +19,7 @@ use tracing::Instrument as _;
 use super::{Shared, check, session::Attached};
 use crate::{
     connection::RedisError,
-    jobs::{JobId, Nonce},
+    jobs::{JobId, Nonce, std_duration},
     queue::{Beat, Beaten, Completed, Reported, StageResult},
 };
 
@@ -28,7 +28,11 @@ const MESSAGE_CHARACTERS: usize = 500;
 
 /// A stage is done.
 pub(super) async fn complete(shared: &Shared, attached: &Attached, report: Complete) -> Ack {
-    let ack = |outcome| Ack { job_id: report.job_id.clone(), nonce: report.nonce.clone(), outcome: outcome as i32 };
+    let ack = |outcome| Ack {
+        job_id: report.job_id.clone(),
+        nonce: report.nonce.clone(),
+        outcome: outcome as i32,
+    };
     let Some((id, nonce)) = lease(&report.job_id, &report.nonce) else {
         return ack(AckOutcome::Refused);
     };
@@ -47,17 +51,24 @@ pub(super) async fn complete(shared: &Shared, attached: &Attached, report: Compl
     let encoded_timing = timing.encode_to_vec();
     let (result, rows, pictures) = match report.result.clone() {
         None => return refuse("it has no result"),
-        Some(complete::Result::Tokens(tensor)) => match check::tokens(&tensor, &attached.served, shared.max_count) {
-            Ok(count) => (StageResult::Tokens(tensor.encode_to_vec()), count, Vec::new()),
-            Err(reason) => return refuse(&reason),
-        },
+        Some(complete::Result::Tokens(tensor)) => {
+            match check::tokens(&tensor, &attached.served, shared.max_count) {
+                Ok(count) => (StageResult::Tokens(tensor.encode_to_vec()), count, Vec::new()),
+                Err(reason) => return refuse(&reason),
+            }
+        }
         Some(complete::Result::Pictures(pictures)) => match check::pictures(pictures, shared.max_count) {
             // At most max_count.
-            Ok((infos, data)) => (StageResult::Pictures(encode_infos(infos)), data.len() as u32, data),
+            Ok((infos, data)) => (
+                StageResult::Pictures(encode_infos(infos)),
+                data.len() as u32,
+                data,
+            ),
             Err(reason) => return refuse(&reason),
         },
     };
-    let span = tracing::info_span!("complete", job = %id, stage = attached.stage_name, worker = attached.worker.id);
+    let span =
+        tracing::info_span!("complete", job = %id, stage = attached.stage_name, worker = attached.worker.id);
     if let Ok(Some(traceparent)) = shared.queue.traceparent(id).await {
         trace_context::set_parent(&span, &traceparent);
     }
@@ -65,7 +76,10 @@ pub(super) async fn complete(shared: &Shared, attached: &Attached, report: Compl
         if !pictures.is_empty() {
             shared.results.put(id, nonce, &pictures).await?;
         }
-        shared.queue.complete(id, nonce, attached.stage_name, &result, rows, &encoded_timing).await
+        shared
+            .queue
+            .complete(id, nonce, attached.stage_name, &result, rows, &encoded_timing)
+            .await
     };
     let completed = match until_stored(shared, store).instrument(span).await {
         Ok(completed) => completed,
@@ -82,7 +96,11 @@ pub(super) async fn complete(shared: &Shared, attached: &Attached, report: Compl
 
 /// An attempt failed.
 pub(super) async fn fail(shared: &Shared, attached: &Attached, report: Fail) -> Ack {
-    let ack = |outcome| Ack { job_id: report.job_id.clone(), nonce: report.nonce.clone(), outcome: outcome as i32 };
+    let ack = |outcome| Ack {
+        job_id: report.job_id.clone(),
+        nonce: report.nonce.clone(),
+        outcome: outcome as i32,
+    };
     let Some((id, nonce)) = lease(&report.job_id, &report.nonce) else {
         return ack(AckOutcome::Refused);
     };
@@ -107,11 +125,19 @@ pub(super) async fn fail(shared: &Shared, attached: &Attached, report: Fail) -> 
 
 /// A job is given back.
 pub(super) async fn release(shared: &Shared, report: Release) -> Ack {
-    let ack = |outcome| Ack { job_id: report.job_id.clone(), nonce: report.nonce.clone(), outcome: outcome as i32 };
+    let ack = |outcome| Ack {
+        job_id: report.job_id.clone(),
+        nonce: report.nonce.clone(),
+        outcome: outcome as i32,
+    };
     let Some((id, nonce)) = lease(&report.job_id, &report.nonce) else {
         return ack(AckOutcome::Refused);
     };
-    let checkpoint = report.checkpoint.as_ref().map(prost::Message::encode_to_vec).unwrap_or_default();
+    let checkpoint = report
+        .checkpoint
+        .as_ref()
+        .map(prost::Message::encode_to_vec)
+        .unwrap_or_default();
     match until_stored(shared, || shared.queue.release(id, nonce, &checkpoint)).await {
         Ok(reported) => ack(outcome(reported)),
         Err(_) => ack(AckOutcome::Refused),
@@ -133,10 +159,20 @@ pub(super) async fn beat(
             continue;
         };
         let progress = report.progress.unwrap_or_default();
-        let checkpoint = report.checkpoint.as_ref().map(prost::Message::encode_to_vec).unwrap_or_default();
+        let checkpoint = report
+            .checkpoint
+            .as_ref()
+            .map(prost::Message::encode_to_vec)
+            .unwrap_or_default();
         beats.push((
             report,
-            Beat { id, nonce, step: progress.step, of: progress.of, checkpoint: Bytes::from(checkpoint) },
+            Beat {
+                id,
+                nonce,
+                step: progress.step,
+                of: progress.of,
+                checkpoint: Bytes::from(checkpoint),
+            },
         ));
     }
     let calls: Vec<Beat> = beats.iter().map(|(_, beat)| beat.clone()).collect();
@@ -196,20 +232,35 @@ fn outcome(reported: Reported) -> AckOutcome {
 }
 
 fn revoke(report: &LeaseReport, reason: RevokeReason) -> Message {
-    Message::Revoke(Revoke { job_id: report.job_id.clone(), nonce: report.nonce.clone(), reason: reason as i32 })
+    Message::Revoke(Revoke {
+        job_id: report.job_id.clone(),
+        nonce: report.nonce.clone(),
+        reason: reason as i32,
+    })
 }
 
 /// What lies in the job's record: everything about the pictures but their bytes.
 fn encode_infos(infos: Vec<ImageInfo>) -> Vec<u8> {
-    let pictures = infos.into_iter().map(|info| Picture { info: Some(info), data: Bytes::new() }).collect();
+    let pictures = infos
+        .into_iter()
+        .map(|info| Picture {
+            info: Some(info),
+            data: Bytes::new(),
+        })
+        .collect();
     Pictures { pictures }.encode_to_vec()
 }
 
 fn measure(attached: &Attached, timing: &StageTiming, completed: &Completed) {
     let stage = attached.stage_name;
-    for (phase, took) in [("embed", timing.embed), ("decode", timing.decode), ("pixels", timing.pixels)] {
-        if let Some(took) = took.and_then(|took| Duration::try_from(took).ok()) {
-            metrics::histogram!("muse_job_seconds", "stage" => stage, "phase" => phase).record(took.as_secs_f64());
+    for (phase, took) in [
+        ("embed", timing.embed),
+        ("decode", timing.decode),
+        ("pixels", timing.pixels),
+    ] {
+        if let Some(took) = took.as_ref().and_then(std_duration) {
+            metrics::histogram!("muse_job_seconds", "stage" => stage, "phase" => phase)
+                .record(took.as_secs_f64());
         }
     }
     if completed.job_ended {

@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Duration};
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use muse_proto::{
     internal::v1::{
-        AttachRequest, AttachResponse, Heartbeat, Hello, Lease, Revoke, RevokeReason, Welcome, attach_request,
-        attach_response::Message,
+        AttachRequest, AttachResponse, Heartbeat, Hello, Lease, Revoke, RevokeReason, Welcome,
+        attach_request, attach_response::Message,
     },
     v1::{JobErrorReason, Model, ModelStage, Stage, Worker},
 };
@@ -58,7 +58,11 @@ impl Session {
     ) -> Result<Self, Error> {
         let model = check::hello(&hello).map_err(Error::Invalid)?;
         let stage = hello.stage();
-        let served = model.stages.iter().find(|served| served.stage() == stage).cloned();
+        let served = model
+            .stages
+            .iter()
+            .find(|served| served.stage() == stage)
+            .cloned();
         let (Some(stage_name), Some(served)) = (stage_name(stage), served) else {
             return Err(Error::field("hello.stage", "must be one of the model's stages"));
         };
@@ -76,7 +80,14 @@ impl Session {
             ..Worker::default()
         };
         let session = Nonce::random().to_string();
-        let attached = Arc::new(Attached { worker, model, served, stage, stage_name, session });
+        let attached = Arc::new(Attached {
+            worker,
+            model,
+            served,
+            stage,
+            stage_name,
+            session,
+        });
         note(&shared, &attached, &attached.worker).await?;
         let welcome = Welcome {
             gateway_id: shared.gateway_id.clone(),
@@ -91,7 +102,13 @@ impl Session {
             device = attached.worker.device,
             "worker attached"
         );
-        let session = Self { shared, attached, outbox, credit: 0, next_shard: 0 };
+        let session = Self {
+            shared,
+            attached,
+            outbox,
+            credit: 0,
+            next_shard: 0,
+        };
         session.send(Message::Welcome(welcome)).await;
         Ok(session)
     }
@@ -184,12 +201,18 @@ impl Session {
                     self.send(message).await;
                 }
             }
-            if let Err(error) = self.shared.models.left(&self.attached.worker.id, &self.attached.session).await {
+            if let Err(error) = self
+                .shared
+                .models
+                .left(&self.attached.worker.id, &self.attached.session)
+                .await
+            {
                 tracing::debug!(%error, "a worker that left stays in the table until it expires");
             }
         };
         // What does not fit is repeated by the worker elsewhere, or expires.
-        let _ = tokio::time::timeout(Duration::from_millis(self.shared.config.drain_reports_ms), finish).await;
+        let _ =
+            tokio::time::timeout(Duration::from_millis(self.shared.config.drain_reports_ms), finish).await;
         self.credit = 0;
     }
 
@@ -197,26 +220,31 @@ impl Session {
     fn reply(&self, message: AttachRequest) -> Result<Option<BoxFuture<'static, Replies>>, Status> {
         let (shared, attached) = (Arc::clone(&self.shared), Arc::clone(&self.attached));
         match message.message {
-            Some(attach_request::Message::Hello(_)) => Err(Status::invalid_argument("hello comes once, at first")),
+            Some(attach_request::Message::Hello(_)) => {
+                Err(Status::invalid_argument("hello comes once, at first"))
+            }
             Some(attach_request::Message::Credit(_)) | None => Ok(None),
-            Some(attach_request::Message::Heartbeat(beat)) => {
-                Ok(Some(Box::pin(async move { heartbeat(&shared, &attached, beat).await })))
-            }
-            Some(attach_request::Message::Complete(complete)) => Ok(Some(Box::pin(async move {
-                Ok(vec![Message::Ack(reports::complete(&shared, &attached, complete).await)])
+            Some(attach_request::Message::Heartbeat(beat)) => Ok(Some(Box::pin(async move {
+                heartbeat(&shared, &attached, beat).await
             }))),
-            Some(attach_request::Message::Fail(fail)) => {
-                Ok(Some(Box::pin(async move { Ok(vec![Message::Ack(reports::fail(&shared, &attached, fail).await)]) })))
-            }
-            Some(attach_request::Message::Release(release)) => {
-                Ok(Some(Box::pin(async move { Ok(vec![Message::Ack(reports::release(&shared, release).await)]) })))
-            }
+            Some(attach_request::Message::Complete(complete)) => Ok(Some(Box::pin(async move {
+                Ok(vec![Message::Ack(
+                    reports::complete(&shared, &attached, complete).await,
+                )])
+            }))),
+            Some(attach_request::Message::Fail(fail)) => Ok(Some(Box::pin(async move {
+                Ok(vec![Message::Ack(reports::fail(&shared, &attached, fail).await)])
+            }))),
+            Some(attach_request::Message::Release(release)) => Ok(Some(Box::pin(async move {
+                Ok(vec![Message::Ack(reports::release(&shared, release).await)])
+            }))),
         }
     }
 
     /// Claims leases in all shards, as far as the credit goes.
     fn claim(&mut self) -> BoxFuture<'static, Claimed> {
-        let (shared, attached, mut credit) = (Arc::clone(&self.shared), Arc::clone(&self.attached), self.credit);
+        let (shared, attached, mut credit) =
+            (Arc::clone(&self.shared), Arc::clone(&self.attached), self.credit);
         let (first, shards) = (self.next_shard, self.shared.queue.keys().shards());
         self.next_shard = (first + 1) % shards;
         Box::pin(async move {
@@ -228,14 +256,19 @@ impl Session {
                     break;
                 }
                 let nonces: Vec<Nonce> = (0..most).map(|_| Nonce::random()).collect();
-                let grants = match shared.queue.claim(shard, pool, &attached.worker.id, credit, &nonces).await {
+                let grants = match shared
+                    .queue
+                    .claim(shard, pool, &attached.worker.id, credit, &nonces)
+                    .await
+                {
                     Ok(grants) => grants,
                     Err(error) => return (leases, Some(error)),
                 };
                 for grant in grants {
                     match lease::message(&grant, attached.stage) {
                         Ok(lease) => {
-                            credit = credit.saturating_sub(lease.request.as_ref().map_or(1, validate::count_of));
+                            credit =
+                                credit.saturating_sub(lease.request.as_ref().map_or(1, validate::count_of));
                             leases.push((grant, lease));
                         }
                         Err(error) => unreadable(&shared, &grant, &error).await,
@@ -248,7 +281,9 @@ impl Session {
 
     async fn deliver(&mut self, leases: Vec<(Grant, Lease)>) {
         for (grant, mut lease) in leases {
-            self.credit = self.credit.saturating_sub(lease.request.as_ref().map_or(1, validate::count_of));
+            self.credit = self
+                .credit
+                .saturating_sub(lease.request.as_ref().map_or(1, validate::count_of));
             let span = tracing::info_span!(
                 "lease", job = %grant.id, stage = self.attached.stage_name, worker = self.attached.worker.id,
                 tenant = grant.tenant, waited_ms = grant.waited_ms, attempts = grant.attempts,
@@ -274,8 +309,13 @@ impl Session {
     /// False when the worker is gone, or reads too slowly to be served.
     async fn send(&self, message: Message) -> bool {
         let limit = Duration::from_millis(self.shared.config.send_timeout_ms);
-        let response = AttachResponse { message: Some(message) };
-        matches!(tokio::time::timeout(limit, self.outbox.send(Ok(response))).await, Ok(Ok(())))
+        let response = AttachResponse {
+            message: Some(message),
+        };
+        matches!(
+            tokio::time::timeout(limit, self.outbox.send(Ok(response))).await,
+            Ok(Ok(()))
+        )
     }
 }
 
@@ -297,7 +337,10 @@ async fn heartbeat(shared: &Shared, attached: &Attached, beat: Heartbeat) -> Rep
 }
 
 async fn note(shared: &Shared, attached: &Attached, worker: &Worker) -> Result<(), Error> {
-    let seen = shared.models.seen(worker, &attached.session, &attached.model).await?;
+    let seen = shared
+        .models
+        .seen(worker, &attached.session, &attached.model)
+        .await?;
     seen.map_err(|other| {
         Error::OtherBundle(format!(
             "model {} is served from another bundle (digest {}) by {} live workers, this worker has {}: stop those first, \
@@ -324,10 +367,16 @@ fn revoke(revocation: &Revocation) -> Option<Message> {
     };
     let id = JobId::parse(&revocation.job).ok()?;
     let nonce = Nonce::from_hex(&revocation.nonce)?;
-    Some(Message::Revoke(Revoke { job_id: id.to_string(), nonce: nonce.to_vec(), reason: reason as i32 }))
+    Some(Message::Revoke(Revoke {
+        job_id: id.to_string(),
+        nonce: nonce.to_vec(),
+        reason: reason as i32,
+    }))
 }
 
 fn unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -34,7 +34,11 @@ impl JobId {
             return Err(InvalidJobId);
         }
         let id = Uuid::try_parse(text).map_err(|_| InvalidJobId)?;
-        if id.get_version_num() == 7 { Ok(Self(id)) } else { Err(InvalidJobId) }
+        if id.get_version_num() == 7 {
+            Ok(Self(id))
+        } else {
+            Err(InvalidJobId)
+        }
     }
 
     /// The queue shard that holds it.

@@ -19,7 +19,7 @@ use tracing::Instrument as _;
 
 pub use self::{
     id::{InvalidJobId, JobId, Nonce},
-    record::{Record, duration, timestamp},
+    record::{Record, duration, std_duration, timestamp},
     stage::{sampling_of, stage_name, stage_of_name},
 };
 use crate::{
@@ -100,11 +100,17 @@ impl Jobs {
             Err(Error::Invalid(violations)) => violations.clone(),
             _ => Vec::new(),
         };
-        violations.extend(validate::request(request.as_ref(), model.as_ref().ok(), &self.limits));
+        violations.extend(validate::request(
+            request.as_ref(),
+            model.as_ref().ok(),
+            &self.limits,
+        ));
         if !violations.is_empty() {
             return Err(Error::Invalid(violations));
         }
-        let (Some(request), model) = (request, model?) else { return Err(Error::field("request", "is required")) };
+        let (Some(request), model) = (request, model?) else {
+            return Err(Error::field("request", "is required"));
+        };
         if self.queue.redis().memory_share() >= self.memory_share {
             return Err(Error::MemoryShort);
         }
@@ -117,7 +123,12 @@ impl Jobs {
             id,
             tenant: tenant.clone(),
             model: model.name.clone(),
-            stages: model.stages.iter().map(|served| served.stage()).filter(|stage| *stage != Stage::Unspecified).collect(),
+            stages: model
+                .stages
+                .iter()
+                .map(|served| served.stage())
+                .filter(|stage| *stage != Stage::Unspecified)
+                .collect(),
             rows: validate::count_of(&resolved),
             boost_ms: boost_ms(priority, self.priority_boost_ms),
             timeout_ms: validate::timeout_of(&resolved),
@@ -136,7 +147,10 @@ impl Jobs {
         if !already_existed {
             metrics::counter!("muse_jobs_submitted_total", "model" => new.model).increment(1);
         }
-        Ok(Submitted { job: self.get(tenant, &id.to_string()).await?, already_existed })
+        Ok(Submitted {
+            job: self.get(tenant, &id.to_string()).await?,
+            already_existed,
+        })
     }
 
     /// A job as it stands.
@@ -202,21 +216,29 @@ impl Jobs {
         let info = record.job.images.iter().find(|info| info.index == index);
         let (Some(info), Some(nonce)) = (info, record.pictures) else {
             let why = match record.job.state() {
-                JobState::Succeeded => format!("the job has {} pictures, so none of index {index}", record.job.images.len()),
+                JobState::Succeeded => format!(
+                    "the job has {} pictures, so none of index {index}",
+                    record.job.images.len()
+                ),
                 JobState::Failed | JobState::Cancelled => "the job ended without pictures".to_owned(),
                 _ => "the job is not done yet; watch it to its end".to_owned(),
             };
             return Err(Error::NoImage(why));
         };
         match self.results.get(id, nonce, index).await? {
-            Some(data) => Ok(Image { info: Some(info.clone()), data }),
+            Some(data) => Ok(Image {
+                info: Some(info.clone()),
+                data,
+            }),
             None => Err(Error::NoImage("the picture is not kept any more".to_owned())),
         }
     }
 
     async fn record(&self, tenant: &Tenant, job_id: &str) -> Result<Record, Error> {
         let record = self.queue.get(parse(job_id)?).await?;
-        record.filter(|record| record.tenant == tenant.as_str()).ok_or(Error::UnknownJob)
+        record
+            .filter(|record| record.tenant == tenant.as_str())
+            .ok_or(Error::UnknownJob)
     }
 }
 
@@ -229,7 +251,10 @@ fn idempotency(request: &GenerationRequest) -> Option<Idempotency> {
     if request.idempotency_key.is_empty() {
         return None;
     }
-    let mut bare = GenerationRequest { labels: Default::default(), ..request.clone() };
+    let mut bare = GenerationRequest {
+        labels: Default::default(),
+        ..request.clone()
+    };
     bare.idempotency_key.clear();
     let mut hash = Sha256::new();
     hash.update(bare.encode_to_vec());
@@ -243,7 +268,10 @@ fn idempotency(request: &GenerationRequest) -> Option<Idempotency> {
         }
     }
     let key = hex::encode(Sha256::digest(request.idempotency_key.as_bytes()));
-    Some(Idempotency { key, request: hex::encode(hash.finalize()) })
+    Some(Idempotency {
+        key,
+        request: hex::encode(hash.finalize()),
+    })
 }
 
 #[cfg(test)]
@@ -251,8 +279,15 @@ mod tests {
     use super::*;
 
     fn request(labels: &[(&str, &str)]) -> GenerationRequest {
-        let labels = labels.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
-        GenerationRequest { idempotency_key: "k".to_owned(), labels, ..GenerationRequest::default() }
+        let labels = labels
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+            .collect();
+        GenerationRequest {
+            idempotency_key: "k".to_owned(),
+            labels,
+            ..GenerationRequest::default()
+        }
     }
 
     #[test]
@@ -261,9 +296,18 @@ mod tests {
         let mut reversed = labels;
         reversed.reverse();
         assert_eq!(idempotency(&request(&labels)), idempotency(&request(&reversed)));
-        assert_ne!(idempotency(&request(&labels)), idempotency(&request(&labels[1..])));
-        assert_ne!(idempotency(&request(&[("a", "bc")])), idempotency(&request(&[("ab", "c")])));
-        let seeded = GenerationRequest { seed: Some(1), ..request(&labels) };
+        assert_ne!(
+            idempotency(&request(&labels)),
+            idempotency(&request(&labels[1..]))
+        );
+        assert_ne!(
+            idempotency(&request(&[("a", "bc")])),
+            idempotency(&request(&[("ab", "c")]))
+        );
+        let seeded = GenerationRequest {
+            seed: Some(1),
+            ..request(&labels)
+        };
         assert_ne!(idempotency(&request(&labels)), idempotency(&seeded));
     }
 

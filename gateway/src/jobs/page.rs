@@ -21,7 +21,12 @@ pub(super) async fn list(
     let mut before = match request.page_token.as_str() {
         "" => None,
         token => {
-            let invalid = |_| Error::field("page_token", "must be the next_page_token of an earlier answer, or empty");
+            let invalid = |_| {
+                Error::field(
+                    "page_token",
+                    "must be the next_page_token of an earlier answer, or empty",
+                )
+            };
             Some(JobId::parse(token).map_err(invalid)?)
         }
     };
@@ -49,11 +54,17 @@ pub(super) async fn list(
         }
         let done = jobs.len() == size as usize || scanned >= limits.page_scan;
         if last_batch && !full {
-            return Ok(ListJobsResponse { jobs, next_page_token: String::new() });
+            return Ok(ListJobsResponse {
+                jobs,
+                next_page_token: String::new(),
+            });
         }
         if done {
             let next_page_token = before.map(|id| id.to_string()).unwrap_or_default();
-            return Ok(ListJobsResponse { jobs, next_page_token });
+            return Ok(ListJobsResponse {
+                jobs,
+                next_page_token,
+            });
         }
     }
 }
@@ -61,7 +72,10 @@ pub(super) async fn list(
 fn states(given: &[i32]) -> Result<Vec<JobState>, Error> {
     let state = |(index, state): (usize, &i32)| match JobState::try_from(*state) {
         Ok(state) if state != JobState::Unspecified => Ok(state),
-        _ => Err(Error::field(format!("states[{index}]"), format!("{state} is no state of a job"))),
+        _ => Err(Error::field(
+            format!("states[{index}]"),
+            format!("{state} is no state of a job"),
+        )),
     };
     given.iter().enumerate().map(state).collect()
 }

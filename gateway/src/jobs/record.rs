@@ -50,26 +50,48 @@ impl Record {
 
     /// The answer of HMGET with [`Record::FIELDS`]; `None` when there is no such job.
     pub fn from_fields(id: JobId, values: Vec<Option<Vec<u8>>>) -> Option<Self> {
-        let fields: HashMap<&str, Vec<u8>> =
-            Self::FIELDS.iter().copied().zip(values).filter_map(|(name, value)| Some((name, value?))).collect();
-        let text = |name: &str| fields.get(name).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or("");
+        let fields: HashMap<&str, Vec<u8>> = Self::FIELDS
+            .iter()
+            .copied()
+            .zip(values)
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect();
+        let text = |name: &str| {
+            fields
+                .get(name)
+                .and_then(|bytes| std::str::from_utf8(bytes).ok())
+                .unwrap_or("")
+        };
         let number = |name: &str| text(name).parse::<u64>().unwrap_or(0);
         let time = |name: &str| (number(name) > 0).then(|| timestamp(number(name)));
 
         let state = state_of_name(text("state"))?;
         let stage = stage_of_name(text("stage")).unwrap_or(Stage::Unspecified);
         let request = GenerationRequest::decode(fields.get("request")?.as_slice()).ok()?;
-        let images = fields.get("pictures").and_then(|bytes| Pictures::decode(bytes.as_slice()).ok());
-        let images = images.unwrap_or_default().pictures.into_iter().filter_map(|picture| picture.info).collect();
+        let images = fields
+            .get("pictures")
+            .and_then(|bytes| Pictures::decode(bytes.as_slice()).ok());
+        let images = images
+            .unwrap_or_default()
+            .pictures
+            .into_iter()
+            .filter_map(|picture| picture.info)
+            .collect();
         let timings = text("stages").split(',').filter_map(|name| {
             StageTiming::decode(fields.get(format!("timing:{name}").as_str())?.as_slice()).ok()
         });
         // A job that is being tried again still knows what went wrong last, but it has not failed.
         let error = (state == JobState::Failed).then(|| JobError {
-            reason: text("err_reason").parse().unwrap_or(JobErrorReason::Internal as i32),
+            reason: text("err_reason")
+                .parse()
+                .unwrap_or(JobErrorReason::Internal as i32),
             message: text("err_message").to_owned(),
         });
-        let worker_id = if state == JobState::Running { text("owner").to_owned() } else { String::new() };
+        let worker_id = if state == JobState::Running {
+            text("owner").to_owned()
+        } else {
+            String::new()
+        };
         let job = Job {
             id: id.to_string(),
             state: state as i32,
@@ -88,21 +110,38 @@ impl Record {
             worker_id,
             request: Some(request),
         };
-        Some(Self { job, tenant: text("tenant").to_owned(), pictures: Nonce::from_hex(text("pictures_nonce")) })
+        Some(Self {
+            job,
+            tenant: text("tenant").to_owned(),
+            pictures: Nonce::from_hex(text("pictures_nonce")),
+        })
     }
 
     /// Whether nothing will happen to the job any more.
     pub fn has_ended(&self) -> bool {
-        matches!(self.job.state(), JobState::Succeeded | JobState::Failed | JobState::Cancelled)
+        matches!(
+            self.job.state(),
+            JobState::Succeeded | JobState::Failed | JobState::Cancelled
+        )
     }
 }
 
 fn progress(state: JobState, stage: Stage, (step, of): (u64, u64), request: &GenerationRequest) -> Progress {
     // Before a shard reports, the request says how many steps there will be.
-    let asked = sampling_of(request, stage).and_then(|sampling| sampling.steps).unwrap_or(0);
+    let asked = sampling_of(request, stage)
+        .and_then(|sampling| sampling.steps)
+        .unwrap_or(0);
     let of = if of > 0 { clamp(of) } else { asked };
-    let step = if state == JobState::Succeeded { of } else { clamp(step).min(of) };
-    Progress { stage: stage as i32, step, of }
+    let step = if state == JobState::Succeeded {
+        of
+    } else {
+        clamp(step).min(of)
+    };
+    Progress {
+        stage: stage as i32,
+        step,
+        of,
+    }
 }
 
 fn clamp(number: u64) -> u32 {
@@ -124,12 +163,30 @@ fn state_of_name(name: &str) -> Option<JobState> {
 /// Milliseconds of Unix time as a protobuf timestamp.
 pub fn timestamp(unix_ms: u64) -> Timestamp {
     // Both fit: the division leaves far less than i64 and i32 hold.
-    Timestamp { seconds: (unix_ms / 1000) as i64, nanos: (unix_ms % 1000) as i32 * 1_000_000 }
+    Timestamp {
+        seconds: (unix_ms / 1000) as i64,
+        nanos: (unix_ms % 1000) as i32 * 1_000_000,
+    }
 }
 
 /// Milliseconds as a protobuf duration.
 pub fn duration(ms: u64) -> prost_types::Duration {
-    prost_types::Duration { seconds: (ms / 1000) as i64, nanos: (ms % 1000) as i32 * 1_000_000 }
+    prost_types::Duration {
+        seconds: (ms / 1000) as i64,
+        nanos: (ms % 1000) as i32 * 1_000_000,
+    }
+}
+
+/// A protobuf duration from outside; `None` when it is negative or malformed. (The library's own conversion overflows on
+/// the most negative one.)
+pub fn std_duration(duration: &prost_types::Duration) -> Option<std::time::Duration> {
+    let nanos = u32::try_from(duration.nanos)
+        .ok()
+        .filter(|nanos| *nanos < 1_000_000_000)?;
+    Some(std::time::Duration::new(
+        u64::try_from(duration.seconds).ok()?,
+        nanos,
+    ))
 }
 
 #[cfg(test)]
@@ -139,14 +196,25 @@ mod tests {
     use super::*;
 
     fn values(set: &[(&str, &[u8])]) -> Vec<Option<Vec<u8>>> {
-        let find = |name: &&str| set.iter().find(|(key, _)| key == name).map(|(_, value)| value.to_vec());
+        let find = |name: &&str| {
+            set.iter()
+                .find(|(key, _)| key == name)
+                .map(|(_, value)| value.to_vec())
+        };
         Record::FIELDS.iter().map(find).collect()
     }
 
     #[test]
     fn a_queued_job_tells_how_many_steps_there_will_be() {
-        let base = Some(Sampling { steps: Some(12), ..Sampling::default() });
-        let request = GenerationRequest { base, ..GenerationRequest::default() }.encode_to_vec();
+        let base = Some(Sampling {
+            steps: Some(12),
+            ..Sampling::default()
+        });
+        let request = GenerationRequest {
+            base,
+            ..GenerationRequest::default()
+        }
+        .encode_to_vec();
         let fields = values(&[
             ("state", b"queued"),
             ("stage", b"base"),
@@ -156,9 +224,37 @@ mod tests {
             ("created", b"1700000000123"),
         ]);
         let record = Record::from_fields(JobId::new(0), fields).unwrap();
-        assert_eq!(record.job.progress, Some(Progress { stage: Stage::Base as i32, step: 0, of: 12 }));
-        assert_eq!(record.job.created_at, Some(Timestamp { seconds: 1_700_000_000, nanos: 123_000_000 }));
+        assert_eq!(
+            record.job.progress,
+            Some(Progress {
+                stage: Stage::Base as i32,
+                step: 0,
+                of: 12
+            })
+        );
+        assert_eq!(
+            record.job.created_at,
+            Some(Timestamp {
+                seconds: 1_700_000_000,
+                nanos: 123_000_000
+            })
+        );
         assert!(!record.has_ended());
+    }
+
+    #[test]
+    fn no_duration_from_outside_is_a_panic() {
+        let duration = |seconds, nanos| std_duration(&prost_types::Duration { seconds, nanos });
+        assert_eq!(duration(1, 5), Some(std::time::Duration::new(1, 5)));
+        for (seconds, nanos) in [
+            (i64::MIN, i32::MIN),
+            (-1, 0),
+            (0, -1),
+            (0, 1_000_000_000),
+            (i64::MAX, i32::MAX),
+        ] {
+            assert_eq!(duration(seconds, nanos), None);
+        }
     }
 
     #[test]

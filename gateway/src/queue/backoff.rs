@@ -5,7 +5,9 @@
 pub(super) fn delays(attempts: u32, base_ms: u64, cap_ms: u64, mut uniform: impl FnMut() -> f64) -> Vec<u64> {
     (1..attempts)
         .map(|n| {
-            let most = base_ms.saturating_mul(1_u64.checked_shl(n - 1).unwrap_or(u64::MAX)).min(cap_ms);
+            let most = base_ms
+                .saturating_mul(1_u64.checked_shl(n - 1).unwrap_or(u64::MAX))
+                .min(cap_ms);
             // The product stays below most + 1, so that the cast cannot exceed it.
             (uniform() * (most as f64 + 1.0)).floor().min(most as f64) as u64
         })

@@ -14,7 +14,10 @@ pub struct Keys {
 impl Keys {
     /// The names of a cluster whose tenants are spread over `shards`.
     pub fn new(prefix: &str, shards: u16) -> Self {
-        Self { prefix: prefix.to_owned(), shards: shards.max(1) }
+        Self {
+            prefix: prefix.to_owned(),
+            shards: shards.max(1),
+        }
     }
 
     /// How many shards there are.
@@ -25,7 +28,10 @@ impl Keys {
     /// The shard of a tenant's new jobs.
     pub fn shard_of(&self, tenant: &Tenant) -> u16 {
         let digest = Sha256::digest(tenant.as_str().as_bytes());
-        let hash = digest.iter().take(8).fold(0_u64, |hash, byte| hash << 8 | u64::from(*byte));
+        let hash = digest
+            .iter()
+            .take(8)
+            .fold(0_u64, |hash, byte| hash << 8 | u64::from(*byte));
         (hash % u64::from(self.shards)) as u16
     }
 
@@ -41,7 +47,10 @@ impl Keys {
 
     /// The prefixes whose channels ring.
     pub fn channels(&self) -> Vec<String> {
-        (0..self.shards).map(|shard| self.shard(shard)).chain([self.registry()]).collect()
+        (0..self.shards)
+            .map(|shard| self.shard(shard))
+            .chain([self.registry()])
+            .collect()
     }
 }
 

@@ -15,8 +15,8 @@ pub use self::{
     keys::Keys,
     priority::boost_ms,
     types::{
-        Beat, Beaten, Cancellation, Completed, Grant, Idempotency, NewJob, PoolCounts, Purged, Reaped, Reported,
-        StageResult, Submission,
+        Beat, Beaten, Cancellation, Completed, Grant, Idempotency, NewJob, PoolCounts, Purged, Reaped,
+        Reported, StageResult, Submission,
     },
 };
 use crate::{config, connection::Redis};

@@ -45,7 +45,11 @@ impl Queue {
             pipeline.cmd("HMGET").arg(self.job_key(*id)).arg(Record::FIELDS);
         }
         let rows: Vec<Vec<Option<Vec<u8>>>> = self.redis.pipe(&pipeline).await?;
-        Ok(ids.iter().zip(rows).filter_map(|(id, fields)| Record::from_fields(*id, fields)).collect())
+        Ok(ids
+            .iter()
+            .zip(rows)
+            .filter_map(|(id, fields)| Record::from_fields(*id, fields))
+            .collect())
     }
 
     /// Names of a tenant's jobs, newest first, those older than `before`.
@@ -62,7 +66,14 @@ impl Queue {
         let from = before.map_or_else(|| "+".to_owned(), |id| format!("({id}"));
         let mut command = redis::cmd("ZRANGE");
         command.arg(format!("{}jobs:{tenant}", self.keys.shard(shard)));
-        command.arg(from).arg("-").arg("BYLEX").arg("REV").arg("LIMIT").arg(0).arg(limit);
+        command
+            .arg(from)
+            .arg("-")
+            .arg("BYLEX")
+            .arg("REV")
+            .arg("LIMIT")
+            .arg(0)
+            .arg(limit);
         let names: Vec<String> = self.redis.query(&command).await?;
         Ok(names.iter().filter_map(|name| JobId::parse(name).ok()).collect())
     }
@@ -87,7 +98,8 @@ impl Queue {
             let mut waiting = Vec::new();
             for (field, count) in counts {
                 let mut words = field.split(':');
-                let (Some(state), Some(model), Some(stage)) = (words.next(), words.next(), words.next()) else {
+                let (Some(state), Some(model), Some(stage)) = (words.next(), words.next(), words.next())
+                else {
                     continue;
                 };
                 let count = u64::try_from(count).unwrap_or(0);
@@ -121,7 +133,12 @@ impl Queue {
         }
         let mut pipeline = redis::pipe();
         for (model, stage) in &waiting {
-            pipeline.cmd("ZRANGE").arg(format!("{prefix}wait:{model}:{stage}")).arg(0).arg(0).arg("WITHSCORES");
+            pipeline
+                .cmd("ZRANGE")
+                .arg(format!("{prefix}wait:{model}:{stage}"))
+                .arg(0)
+                .arg(0)
+                .arg("WITHSCORES");
         }
         let heads: Vec<Vec<(String, f64)>> = self.redis.pipe(&pipeline).await?;
         for (pool, head) in waiting.into_iter().zip(heads) {

@@ -42,8 +42,14 @@ shard_scripts! {
 
 /// The registry's scripts stand alone.
 pub(crate) static WORKER_SEEN: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(concat!("#!lua flags=allow-oom\n", include_str!("scripts/worker_seen.lua")))
+    Script::new(concat!(
+        "#!lua flags=allow-oom\n",
+        include_str!("scripts/worker_seen.lua")
+    ))
 });
 pub(crate) static WORKER_LEFT: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(concat!("#!lua flags=allow-oom\n", include_str!("scripts/worker_left.lua")))
+    Script::new(concat!(
+        "#!lua flags=allow-oom\n",
+        include_str!("scripts/worker_left.lua")
+    ))
 });

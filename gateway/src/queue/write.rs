@@ -6,7 +6,8 @@ use redis::{Script, ScriptInvocation};
 use super::{
     Queue, backoff, scripts,
     types::{
-        Beat, Beaten, Cancellation, Completed, Grant, NewJob, Purged, Reaped, Reported, StageResult, Submission,
+        Beat, Beaten, Cancellation, Completed, Grant, NewJob, Purged, Reaped, Reported, StageResult,
+        Submission,
     },
 };
 use crate::{
@@ -17,7 +18,18 @@ use crate::{
 /// Leases renewed by one call; the script's own limit.
 const BEATS: usize = 100;
 
-type GrantReply = (String, String, Vec<u8>, Vec<u8>, Vec<u8>, u64, String, u64, u32, String);
+type GrantReply = (
+    String,
+    String,
+    Vec<u8>,
+    Vec<u8>,
+    Vec<u8>,
+    u64,
+    String,
+    u64,
+    u32,
+    String,
+);
 
 /// How keys are laid out. A gateway that finds a later number must not touch them.
 const SCHEMA: u32 = 1;
@@ -31,7 +43,12 @@ impl Queue {
         for shard in 0..self.keys.shards() {
             let key = self.keys.shard(shard) + "meta";
             let mut pipeline = redis::pipe();
-            pipeline.cmd("HSETNX").arg(&key).arg("schema").arg(SCHEMA).ignore();
+            pipeline
+                .cmd("HSETNX")
+                .arg(&key)
+                .arg("schema")
+                .arg(SCHEMA)
+                .ignore();
             pipeline.cmd("HGET").arg(&key).arg("schema");
             let (schema,): (u32,) = self.redis.pipe(&pipeline).await?;
             if schema != SCHEMA {
@@ -55,8 +72,15 @@ impl Queue {
             None => ("", ""),
         };
         let mut call = self.on(&scripts::SUBMIT, job.id.shard());
-        call.arg(job.id.to_string()).arg(job.tenant.as_str()).arg(&job.model).arg(stages.join(","));
-        call.arg(job.rows).arg(job.boost_ms).arg(job.timeout_ms).arg(&job.request).arg(&job.traceparent);
+        call.arg(job.id.to_string())
+            .arg(job.tenant.as_str())
+            .arg(&job.model)
+            .arg(stages.join(","));
+        call.arg(job.rows)
+            .arg(job.boost_ms)
+            .arg(job.timeout_ms)
+            .arg(&job.request)
+            .arg(&job.traceparent);
         call.arg(key).arg(request).arg(self.config.max_waiting);
         let (outcome, id): (String, String) = self.redis.eval(&call).await?;
         let id = || JobId::parse(&id).map_err(|_| foreign("submit", &id));
@@ -98,14 +122,28 @@ impl Queue {
         nonces: &[Nonce],
     ) -> Result<Vec<Grant>, RedisError> {
         let mut call = self.on(&scripts::CLAIM, shard);
-        call.arg(model).arg(stage).arg(worker).arg(self.config.lease_ms).arg(credit);
+        call.arg(model)
+            .arg(stage)
+            .arg(worker)
+            .arg(self.config.lease_ms)
+            .arg(credit);
         for nonce in nonces {
             call.arg(nonce.to_string());
         }
         let replies: Vec<GrantReply> = self.redis.eval(&call).await?;
         let grants = replies.into_iter().map(|reply| {
-            let (id, nonce, request, low_tokens, checkpoint, deadline_ms, traceparent, waited_ms, attempts, tenant) =
-                reply;
+            let (
+                id,
+                nonce,
+                request,
+                low_tokens,
+                checkpoint,
+                deadline_ms,
+                traceparent,
+                waited_ms,
+                attempts,
+                tenant,
+            ) = reply;
             Ok(Grant {
                 id: JobId::parse(&id).map_err(|_| foreign("claim", &id))?,
                 nonce: Nonce::from_hex(&nonce).ok_or_else(|| foreign("claim", &nonce))?,
@@ -130,8 +168,11 @@ impl Queue {
         // A job of a shard that is not there any more is nobody's.
         let mut answers = vec![Beaten::Lost; beats.len()];
         for shard in 0..self.keys.shards() {
-            let here: Vec<(usize, &Beat)> =
-                beats.iter().enumerate().filter(|(_, beat)| beat.id.shard() == shard).collect();
+            let here: Vec<(usize, &Beat)> = beats
+                .iter()
+                .enumerate()
+                .filter(|(_, beat)| beat.id.shard() == shard)
+                .collect();
             for chunk in here.chunks(BEATS) {
                 let mut call = self.on(&scripts::BEAT, shard);
                 call.arg(worker).arg(self.config.lease_ms);
@@ -172,9 +213,19 @@ impl Queue {
             StageResult::Pictures(encoded) => ("pictures", encoded),
         };
         let mut call = self.on(&scripts::COMPLETE, id.shard());
-        call.arg(id.to_string()).arg(nonce.to_string()).arg(stage).arg(kind).arg(encoded).arg(timing).arg(rows);
+        call.arg(id.to_string())
+            .arg(nonce.to_string())
+            .arg(stage)
+            .arg(kind)
+            .arg(encoded)
+            .arg(timing)
+            .arg(rows);
         let (outcome, state, age_ms): (String, String, u64) = self.redis.eval(&call).await?;
-        Ok(Completed { outcome: reported("complete", &outcome)?, job_ended: state == "succeeded", age_ms })
+        Ok(Completed {
+            outcome: reported("complete", &outcome)?,
+            job_ended: state == "succeeded",
+            age_ms,
+        })
     }
 
     /// An attempt failed. It is tried again after a delay while the budget lasts and another attempt can help.
@@ -195,7 +246,10 @@ impl Queue {
             rand::random::<f64>,
         );
         let mut call = self.on(&scripts::FAIL, id.shard());
-        call.arg(id.to_string()).arg(nonce.to_string()).arg(reason as i32).arg(message);
+        call.arg(id.to_string())
+            .arg(nonce.to_string())
+            .arg(reason as i32)
+            .arg(message);
         call.arg(u8::from(retriable)).arg(&delays);
         let (outcome, _state): (String, String) = self.redis.eval(&call).await?;
         reported("fail", &outcome)
@@ -220,7 +274,12 @@ impl Queue {
         let mut call = self.on(&scripts::REAP, shard);
         call.arg(self.config.reap_batch).arg(self.config.crashes);
         let (lost, dead, delayed, overdue) = self.redis.eval(&call).await?;
-        Ok(Reaped { lost, dead, delayed, overdue })
+        Ok(Reaped {
+            lost,
+            dead,
+            delayed,
+            overdue,
+        })
     }
 
     /// Forgets jobs of a shard that ended long ago, a batch at a time.
@@ -235,7 +294,10 @@ impl Queue {
         let replies: Vec<(String, String)> = self.redis.eval(&call).await?;
         let purged = replies.into_iter().filter_map(|(id, nonce)| {
             let id = JobId::parse(&id).ok()?;
-            Some(Purged { id, pictures: Nonce::from_hex(&nonce) })
+            Some(Purged {
+                id,
+                pictures: Nonce::from_hex(&nonce),
+            })
         });
         Ok(purged.collect())
     }
@@ -256,5 +318,7 @@ fn reported(script: &str, outcome: &str) -> Result<Reported, RedisError> {
 }
 
 fn foreign(script: &str, reply: &str) -> RedisError {
-    RedisError::Refused(format!("script {script} gave an answer that this version does not know: {reply}"))
+    RedisError::Refused(format!(
+        "script {script} gave an answer that this version does not know: {reply}"
+    ))
 }

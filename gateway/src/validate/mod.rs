@@ -14,7 +14,7 @@ use muse_proto::v1::{
 use tonic_types::FieldViolation;
 
 pub use self::resolve::{count_of, resolve, timeout_of};
-use crate::config::Limits;
+use crate::{config::Limits, jobs::std_duration};
 
 /// The violations found so far, each with the field's path.
 #[derive(Debug, Default)]
@@ -31,7 +31,11 @@ impl Violations {
 }
 
 /// Every violation of a request. `model` is what it names; `None` when that is unknown, which the caller adds itself.
-pub fn request(request: Option<&GenerationRequest>, model: Option<&Model>, limits: &Limits) -> Vec<FieldViolation> {
+pub fn request(
+    request: Option<&GenerationRequest>,
+    model: Option<&Model>,
+    limits: &Limits,
+) -> Vec<FieldViolation> {
     let mut found = Violations::default();
     let Some(request) = request else {
         found.add("request", "is required");
@@ -39,7 +43,10 @@ pub fn request(request: Option<&GenerationRequest>, model: Option<&Model>, limit
     };
     match &request.task {
         Some(Task::TextToImage(task)) => text_to_image(task, limits, &mut found),
-        None => found.add("request.text_to_image", "is required: a request needs a task, and this is the only one"),
+        None => found.add(
+            "request.text_to_image",
+            "is required: a request needs a task, and this is the only one",
+        ),
     }
     for (stage, field, given) in [
         (Stage::Base, "request.base", request.base.as_ref()),
@@ -48,15 +55,24 @@ pub fn request(request: Option<&GenerationRequest>, model: Option<&Model>, limit
         let Some(given) = given else { continue };
         let served = |model: &Model| model.stages.iter().any(|served| served.stage() == stage);
         if let Some(model) = model.filter(|model| !served(model)) {
-            found.add(field, format!("model {} has no such stage; leave it out", model.name));
+            found.add(
+                field,
+                format!("model {} has no such stage; leave it out", model.name),
+            );
         }
         sampling::check(given, field, limits, &mut found);
     }
     if ImageFormat::try_from(request.format).is_err() {
-        found.add("request.format", format!("{} is no image format that this version knows", request.format));
+        found.add(
+            "request.format",
+            format!("{} is no image format that this version knows", request.format),
+        );
     }
     if Priority::try_from(request.priority).is_err() {
-        found.add("request.priority", format!("{} is no priority that this version knows", request.priority));
+        found.add(
+            "request.priority",
+            format!("{} is no priority that this version knows", request.priority),
+        );
     }
     if let Some(model) = model {
         size("request.width", request.width, model.width, model, &mut found);
@@ -68,7 +84,10 @@ pub fn request(request: Option<&GenerationRequest>, model: Option<&Model>, limit
     let key = request.idempotency_key.chars().count();
     if key > limits.idempotency_key_characters {
         let most = limits.idempotency_key_characters;
-        found.add("request.idempotency_key", format!("must have at most {most} characters, not {key}"));
+        found.add(
+            "request.idempotency_key",
+            format!("must have at most {most} characters, not {key}"),
+        );
     }
     labels(request, limits, &mut found);
     found.0
@@ -81,34 +100,46 @@ fn text_to_image(task: &TextToImage, limits: &Limits, found: &mut Violations) {
         found.add(field, "must not be empty");
     } else if characters > limits.prompt_characters {
         let most = limits.prompt_characters;
-        found.add(field, format!("must have at most {most} characters, not {characters}"));
+        found.add(
+            field,
+            format!("must have at most {most} characters, not {characters}"),
+        );
     }
     let characters = task.negative_prompt.chars().count();
     if characters > limits.negative_prompt_characters {
         let most = limits.negative_prompt_characters;
         let field = "request.text_to_image.negative_prompt";
-        found.add(field, format!("must have at most {most} characters, not {characters}"));
+        found.add(
+            field,
+            format!("must have at most {most} characters, not {characters}"),
+        );
     }
     if let Some(count) = task.count
         && !(1..=limits.count).contains(&count)
     {
         let most = limits.count;
-        found.add("request.text_to_image.count", format!("must be between 1 and {most}, not {count}"));
+        found.add(
+            "request.text_to_image.count",
+            format!("must be between 1 and {most}, not {count}"),
+        );
     }
 }
 
 fn size(field: &str, asked: u32, made: u32, model: &Model, found: &mut Violations) {
     if asked != 0 && asked != made {
         let name = &model.name;
-        found.add(field, format!("must be {made} (or 0), the size of model {name}'s pictures, not {asked}"));
+        found.add(
+            field,
+            format!("must be {made} (or 0), the size of model {name}'s pictures, not {asked}"),
+        );
     }
 }
 
 fn check_timeout(timeout: &prost_types::Duration, limits: &Limits, found: &mut Violations) {
     let least = Duration::from_millis(limits.min_timeout_ms);
     let most = Duration::from_secs(limits.max_timeout_seconds);
-    match Duration::try_from(*timeout) {
-        Ok(timeout) if (least..=most).contains(&timeout) => {}
+    match std_duration(timeout) {
+        Some(timeout) if (least..=most).contains(&timeout) => {}
         _ => found.add(
             "request.timeout",
             format!(
@@ -125,19 +156,32 @@ fn check_timeout(timeout: &prost_types::Duration, limits: &Limits, found: &mut V
 fn labels(request: &GenerationRequest, limits: &Limits, found: &mut Violations) {
     let count = request.labels.len();
     if count > limits.labels {
-        found.add("request.labels", format!("must have at most {} entries, not {count}", limits.labels));
+        found.add(
+            "request.labels",
+            format!("must have at most {} entries, not {count}", limits.labels),
+        );
     }
     // The first in order, so that the same request is refused with the same words.
     let long_name = |name: &&String| name.is_empty() || name.chars().count() > limits.label_name_characters;
     if request.labels.keys().any(|name| long_name(&name)) {
         let most = limits.label_name_characters;
-        found.add("request.labels", format!("names must have 1 to {most} characters"));
+        found.add(
+            "request.labels",
+            format!("names must have 1 to {most} characters"),
+        );
     }
-    let mut long: Vec<&String> =
-        request.labels.iter().filter(|(_, text)| text.chars().count() > limits.label_characters).map(|(name, _)| name).collect();
+    let mut long: Vec<&String> = request
+        .labels
+        .iter()
+        .filter(|(_, text)| text.chars().count() > limits.label_characters)
+        .map(|(name, _)| name)
+        .collect();
     long.sort_unstable();
     if let Some(name) = long.first().filter(|name| !long_name(name)) {
-        found.add(format!("request.labels[{name}]"), format!("must have at most {} characters", limits.label_characters));
+        found.add(
+            format!("request.labels[{name}]"),
+            format!("must have at most {} characters", limits.label_characters),
+        );
     }
 }
 

@@ -1,15 +1,23 @@
 //! Fills in what a checked request left open.
 
 use muse_proto::v1::{
-    GenerationRequest, GuidanceSchedule, ImageFormat, MaskSchedule, Model, Priority, Sampling, Scheduler, Stage,
-    generation_request::Task,
+    GenerationRequest, GuidanceSchedule, ImageFormat, MaskSchedule, Model, Priority, Sampling, Scheduler,
+    Stage, generation_request::Task,
 };
 
-use crate::{config::Limits, jobs::duration};
+use crate::{
+    config::Limits,
+    jobs::{duration, std_duration},
+};
 
 /// The request with every default of `model` and of the gateway in it. `seed` is used when the request has none.
 /// Settings of stages that the model does not have are dropped. Call it with a request that passed the checks.
-pub fn resolve(mut request: GenerationRequest, model: &Model, limits: &Limits, seed: u64) -> GenerationRequest {
+pub fn resolve(
+    mut request: GenerationRequest,
+    model: &Model,
+    limits: &Limits,
+    seed: u64,
+) -> GenerationRequest {
     request.model.clone_from(&model.name);
     request.seed = Some(request.seed.unwrap_or(seed));
     let given = (request.base.take(), request.superres.take());
@@ -48,8 +56,10 @@ pub fn count_of(request: &GenerationRequest) -> u32 {
 
 /// The timeout of a resolved request in milliseconds.
 pub fn timeout_of(request: &GenerationRequest) -> u64 {
-    let timeout = request.timeout.and_then(|timeout| std::time::Duration::try_from(timeout).ok());
-    timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX))
+    let timeout = request.timeout.as_ref().and_then(std_duration);
+    timeout.map_or(0, |timeout| {
+        u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 fn merge(given: Sampling, defaults: &Sampling) -> Sampling {

@@ -22,12 +22,24 @@ fn model(stages: &[Stage]) -> Model {
         defaults: Some(defaults()),
         ..ModelStage::default()
     });
-    Model { name: "tiny".to_owned(), stages: stages.collect(), width: 128, height: 96, ..Model::default() }
+    Model {
+        name: "tiny".to_owned(),
+        stages: stages.collect(),
+        width: 128,
+        height: 96,
+        ..Model::default()
+    }
 }
 
 fn good() -> GenerationRequest {
-    let task = TextToImage { prompt: "two red apples".to_owned(), ..TextToImage::default() };
-    GenerationRequest { task: Some(Task::TextToImage(task)), ..GenerationRequest::default() }
+    let task = TextToImage {
+        prompt: "two red apples".to_owned(),
+        ..TextToImage::default()
+    };
+    GenerationRequest {
+        task: Some(Task::TextToImage(task)),
+        ..GenerationRequest::default()
+    }
 }
 
 fn with_task(change: impl FnOnce(&mut TextToImage)) -> GenerationRequest {
@@ -41,13 +53,19 @@ fn with_task(change: impl FnOnce(&mut TextToImage)) -> GenerationRequest {
 fn check(given: &GenerationRequest) -> Vec<(String, String)> {
     let model = model(&[Stage::Base, Stage::Superres]);
     let found = super::request(Some(given), Some(&model), &Limits::default());
-    found.into_iter().map(|violation| (violation.field, violation.description)).collect()
+    found
+        .into_iter()
+        .map(|violation| (violation.field, violation.description))
+        .collect()
 }
 
 #[track_caller]
 fn refused(given: &GenerationRequest, field: &str, word: &str) {
     let found = check(given);
-    assert!(found.len() == 1 && found[0].0 == field && found[0].1.contains(word), "{found:?}");
+    assert!(
+        found.len() == 1 && found[0].0 == field && found[0].1.contains(word),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -58,9 +76,21 @@ fn a_plain_prompt_is_a_good_request() {
 
 #[test]
 fn an_empty_a_blank_and_a_long_prompt_are_refused() {
-    refused(&with_task(|task| task.prompt.clear()), "request.text_to_image.prompt", "empty");
-    refused(&with_task(|task| task.prompt = " \n\t".to_owned()), "request.text_to_image.prompt", "empty");
-    refused(&with_task(|task| task.prompt = "x".repeat(10_000)), "request.text_to_image.prompt", "10000");
+    refused(
+        &with_task(|task| task.prompt.clear()),
+        "request.text_to_image.prompt",
+        "empty",
+    );
+    refused(
+        &with_task(|task| task.prompt = " \n\t".to_owned()),
+        "request.text_to_image.prompt",
+        "empty",
+    );
+    refused(
+        &with_task(|task| task.prompt = "x".repeat(10_000)),
+        "request.text_to_image.prompt",
+        "10000",
+    );
     let long = with_task(|task| task.negative_prompt = "x".repeat(2_001));
     refused(&long, "request.text_to_image.negative_prompt", "2001");
 }
@@ -68,49 +98,133 @@ fn an_empty_a_blank_and_a_long_prompt_are_refused() {
 #[test]
 fn counts_and_steps_outside_their_limits_are_refused() {
     for count in [0, 17, 1_000_000] {
-        refused(&with_task(|task| task.count = Some(count)), "request.text_to_image.count", &count.to_string());
+        refused(
+            &with_task(|task| task.count = Some(count)),
+            "request.text_to_image.count",
+            &count.to_string(),
+        );
     }
     for steps in [0, 257] {
-        let base = Some(Sampling { steps: Some(steps), ..Sampling::default() });
-        refused(&GenerationRequest { base, ..good() }, "request.base.steps", &steps.to_string());
-        let superres = Some(Sampling { steps: Some(steps), ..Sampling::default() });
-        refused(&GenerationRequest { superres, ..good() }, "request.superres.steps", &steps.to_string());
+        let base = Some(Sampling {
+            steps: Some(steps),
+            ..Sampling::default()
+        });
+        refused(
+            &GenerationRequest { base, ..good() },
+            "request.base.steps",
+            &steps.to_string(),
+        );
+        let superres = Some(Sampling {
+            steps: Some(steps),
+            ..Sampling::default()
+        });
+        refused(
+            &GenerationRequest { superres, ..good() },
+            "request.superres.steps",
+            &steps.to_string(),
+        );
     }
 }
 
 #[test]
 fn numbers_that_are_none_are_refused() {
     for guidance in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.1, 50.1] {
-        let base = Some(Sampling { guidance: Some(guidance), ..Sampling::default() });
-        refused(&GenerationRequest { base, ..good() }, "request.base.guidance", "between 0 and 50");
+        let base = Some(Sampling {
+            guidance: Some(guidance),
+            ..Sampling::default()
+        });
+        refused(
+            &GenerationRequest { base, ..good() },
+            "request.base.guidance",
+            "between 0 and 50",
+        );
     }
-    let superres = Some(Sampling { temperature: Some(f32::NAN), ..Sampling::default() });
-    refused(&GenerationRequest { superres, ..good() }, "request.superres.temperature", "NaN");
-    let base = Some(Sampling { choice_temperature: Some(-1.0), ..Sampling::default() });
-    refused(&GenerationRequest { base, ..good() }, "request.base.choice_temperature", "-1");
+    let superres = Some(Sampling {
+        temperature: Some(f32::NAN),
+        ..Sampling::default()
+    });
+    refused(
+        &GenerationRequest { superres, ..good() },
+        "request.superres.temperature",
+        "NaN",
+    );
+    let base = Some(Sampling {
+        choice_temperature: Some(-1.0),
+        ..Sampling::default()
+    });
+    refused(
+        &GenerationRequest { base, ..good() },
+        "request.base.choice_temperature",
+        "-1",
+    );
 }
 
 #[test]
 fn sizes_other_than_the_models_are_refused() {
-    refused(&GenerationRequest { width: 129, ..good() }, "request.width", "128");
-    refused(&GenerationRequest { height: 128, ..good() }, "request.height", "96");
-    assert_eq!(check(&GenerationRequest { width: 128, height: 96, ..good() }), []);
+    refused(
+        &GenerationRequest { width: 129, ..good() },
+        "request.width",
+        "128",
+    );
+    refused(
+        &GenerationRequest {
+            height: 128,
+            ..good()
+        },
+        "request.height",
+        "96",
+    );
+    assert_eq!(
+        check(&GenerationRequest {
+            width: 128,
+            height: 96,
+            ..good()
+        }),
+        []
+    );
 }
 
 #[test]
 fn values_of_enums_that_do_not_exist_are_refused() {
-    refused(&GenerationRequest { format: 99, ..good() }, "request.format", "99");
-    refused(&GenerationRequest { priority: -1, ..good() }, "request.priority", "-1");
-    let base = Some(Sampling { mask_schedule: 7, scheduler: 8, guidance_schedule: 9, ..Sampling::default() });
+    refused(
+        &GenerationRequest { format: 99, ..good() },
+        "request.format",
+        "99",
+    );
+    refused(
+        &GenerationRequest {
+            priority: -1,
+            ..good()
+        },
+        "request.priority",
+        "-1",
+    );
+    let base = Some(Sampling {
+        mask_schedule: 7,
+        scheduler: 8,
+        guidance_schedule: 9,
+        ..Sampling::default()
+    });
     let found = check(&GenerationRequest { base, ..good() });
     assert_eq!(found.len(), 3, "{found:?}");
 }
 
 #[test]
 fn timeouts_outside_their_range_are_refused() {
-    for (seconds, nanos) in [(0, 0), (0, 999_999_999), (86_401, 0), (-5, 0), (i64::MAX, i32::MAX), (i64::MIN, -1)] {
+    for (seconds, nanos) in [
+        (0, 0),
+        (0, 999_999_999),
+        (86_401, 0),
+        (-5, 0),
+        (i64::MAX, i32::MAX),
+        (i64::MIN, -1),
+    ] {
         let timeout = Some(prost_types::Duration { seconds, nanos });
-        refused(&GenerationRequest { timeout, ..good() }, "request.timeout", "between 1 and 86400");
+        refused(
+            &GenerationRequest { timeout, ..good() },
+            "request.timeout",
+            "between 1 and 86400",
+        );
     }
 }
 
@@ -120,7 +234,11 @@ fn all_violations_are_told_at_once() {
         task.prompt.clear();
         task.count = Some(0);
     });
-    bad.base = Some(Sampling { steps: Some(0), guidance: Some(f32::NAN), ..Sampling::default() });
+    bad.base = Some(Sampling {
+        steps: Some(0),
+        guidance: Some(f32::NAN),
+        ..Sampling::default()
+    });
     bad.width = 1;
     bad.labels = (0..20).map(|n| (n.to_string(), String::new())).collect();
     bad.idempotency_key = "k".repeat(200);
@@ -146,19 +264,33 @@ fn a_missing_request_and_a_missing_task_are_named() {
 
 #[test]
 fn settings_for_a_stage_that_the_model_lacks_are_refused() {
-    let given = GenerationRequest { superres: Some(Sampling::default()), ..good() };
+    let given = GenerationRequest {
+        superres: Some(Sampling::default()),
+        ..good()
+    };
     let found = super::request(Some(&given), Some(&model(&[Stage::Base])), &Limits::default());
     assert_eq!((found.len(), found[0].field.as_str()), (1, "request.superres"));
 }
 
 #[test]
 fn a_resolved_request_leaves_nothing_open() {
-    let resolved = resolve(good(), &model(&[Stage::Base, Stage::Superres]), &Limits::default(), 7);
+    let resolved = resolve(
+        good(),
+        &model(&[Stage::Base, Stage::Superres]),
+        &Limits::default(),
+        7,
+    );
     assert_eq!(resolved.model, "tiny");
     assert_eq!(resolved.seed, Some(7));
-    assert_eq!((resolved.base, resolved.superres), (Some(defaults()), Some(defaults())));
+    assert_eq!(
+        (resolved.base, resolved.superres),
+        (Some(defaults()), Some(defaults()))
+    );
     assert_eq!((resolved.width, resolved.height), (128, 96));
-    assert_eq!((resolved.format(), resolved.priority()), (ImageFormat::Png, Priority::Normal));
+    assert_eq!(
+        (resolved.format(), resolved.priority()),
+        (ImageFormat::Png, Priority::Normal)
+    );
     assert_eq!((count_of(&resolved), timeout_of(&resolved)), (1, 3_600_000));
     let base_only = resolve(good(), &model(&[Stage::Base]), &Limits::default(), 7);
     assert_eq!(base_only.superres, None);

@@ -71,5 +71,5 @@ while credit > 0 and #granted < #ARGV - 5 and looks < 100 do
     ids = ids .. ' ' .. id
   end
 end
-if #granted > 0 then redis.call('SET', claimed_key, ids, 'PX', lease) end
+if #granted > 0 then redis.call('SET', claimed_key, ids, 'PX', math.max(1, lease)) end
 return granted
