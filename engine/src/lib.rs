@@ -31,5 +31,5 @@ pub use runtime::{Provider, Runtime, RuntimeError, SessionOptions};
 pub use sampling::{
     FieldViolation, GuidanceSchedule, InvalidSettings, MaskSchedule, Sampling, SamplingOverrides, Scheduler,
 };
-pub use stage::{Conditioning, ConditioningInput, StageError, StageModel};
+pub use stage::{Conditioning, ConditioningInput, StageError, StageModel, UnconditionalSource};
 pub use text::{Embedding, TextEncoder, TextError, TokenIds, Tokenizer};
