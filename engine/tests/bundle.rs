@@ -1,5 +1,7 @@
 //! Every fault of a bundle is one line that names the file and the fault.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
+
 mod support;
 
 use muse_engine::pixels::ImageDecoder;
@@ -240,4 +242,13 @@ fn conditioning_that_the_graph_does_not_make_is_refused() {
         fault,
         "base_condition.onnx: has no output `nothing`, which base.conditioning of bundle.toml names"
     );
+}
+
+#[test]
+fn an_embedding_table_smaller_than_the_vocabulary_is_found_when_the_graph_is_opened() {
+    let copy = Copy::of_tiny();
+    copy.edit("vocab_size = 41", "vocab_size = 60");
+    let fault = stage_fault(&copy, Stage::Base);
+    let expected = "base_step.onnx: fails on the id 59, the largest that base.vocab_size allows: ";
+    assert!(fault.starts_with(expected), "{fault}");
 }

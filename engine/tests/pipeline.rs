@@ -1,5 +1,7 @@
 //! A whole request in one process on the tiny bundle.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
+
 mod support;
 
 use muse_engine::pipeline::{Pipeline, PipelineOptions, Progress, Request};

@@ -1,5 +1,7 @@
 //! Which provider runs, and what is said when one cannot be had. The library is the CPU wheel's.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
+
 mod support;
 
 use std::path::Path;

@@ -54,7 +54,7 @@ impl OnnxStage {
             .into_iter()
             .map(|signature| (signature.name, signature.element))
             .collect();
-        Ok(OnnxStage {
+        let mut stage = OnnxStage {
             spec: spec.clone(),
             text: bundle.text().clone(),
             low,
@@ -64,6 +64,59 @@ impl OnnxStage {
             tokens: Vec::new(),
             joined: JoinedConditioning::default(),
             scratch: Scratch::default(),
+        };
+        stage.probe(bundle)?;
+        Ok(stage)
+    }
+
+    /// Runs both graphs once on the largest ids that the manifest allows: an embedding table that is too small would only
+    /// fail on the row that first uses the id.
+    fn probe(&mut self, bundle: &Bundle) -> Result<(), StageError> {
+        let (text, positions) = (&self.text, self.spec.positions());
+        let input = ConditioningInput {
+            text: vec![0.0; text.max_length * text.width],
+            text_mask: vec![1; text.max_length],
+            low_tokens: self
+                .low
+                .as_ref()
+                .map(|low| vec![low.codebook_size - 1; low.positions()]),
+        };
+        let fault = |file: &str, what: &str, error: StageError| match error {
+            StageError::Runtime(RuntimeError::Run { reason, .. }) => {
+                let message = format!("fails on {what}: {reason}");
+                StageError::from(bundle.fault(file, BundleFault::Graph(message)))
+            }
+            other => other,
+        };
+        let made = self.condition(&[input]).map_err(|error| {
+            fault(
+                &self.spec.condition,
+                "the largest low token that bundle.toml allows",
+                error,
+            )
+        })?;
+        let largest = i64::from(self.spec.vocab_size) - 1;
+        self.tokens.clear();
+        self.tokens.resize(positions, largest);
+        let width = self.spec.logits_size;
+        let mut run = || {
+            let inputs = step_inputs(
+                &self.conditioning,
+                &self.tokens,
+                &mut self.joined,
+                made.iter(),
+                positions,
+            )?;
+            self.step.run(inputs, |outputs| {
+                Ok(outputs.f32("logits", &[1, positions, width]).map(|_| ())?)
+            })
+        };
+        run().map_err(|error| {
+            let what = format!(
+                "the id {largest}, the largest that {}.vocab_size allows",
+                self.spec.stage
+            );
+            fault(&self.spec.step, &what, error)
         })
     }
 
@@ -144,16 +197,13 @@ impl StageModel for OnnxStage {
             )
             .flatten()
             .collect();
-        let joined = match self.joined.join(conditionings.into_iter()) {
-            Some(joined) if joined.len() == self.conditioning.len() => joined,
-            _ => return Err(InputError::Conditioning.into()),
-        };
-
-        let mut inputs = Vec::with_capacity(1 + joined.len());
-        inputs.push(("tokens", Session::view(&[batch, positions], &self.tokens)?));
-        for ((name, _), tensor) in self.conditioning.iter().zip(joined) {
-            inputs.push((name.as_str(), tensor_view(tensor)?));
-        }
+        let inputs = step_inputs(
+            &self.conditioning,
+            &self.tokens,
+            &mut self.joined,
+            conditionings.into_iter(),
+            positions,
+        )?;
         let width = self.spec.logits_size;
         let scratch = &mut self.scratch;
         self.step.run(inputs, |outputs| {
@@ -223,6 +273,27 @@ fn split(
             rows.len()
         ))
     })
+}
+
+/// The `step` graph's inputs for a batch of one row for each of `rows`.
+fn step_inputs<'pass, 'row>(
+    names: &'pass [(String, Element)],
+    tokens: &'pass [i64],
+    joined: &'pass mut JoinedConditioning,
+    rows: impl ExactSizeIterator<Item = &'row Arc<Conditioning>>,
+    positions: usize,
+) -> Result<Vec<(&'pass str, SessionInputValue<'pass>)>, StageError> {
+    let batch = rows.len();
+    let joined = match joined.join(rows) {
+        Some(joined) if joined.len() == names.len() => joined,
+        _ => return Err(InputError::Conditioning.into()),
+    };
+    let mut inputs = Vec::with_capacity(1 + joined.len());
+    inputs.push(("tokens", Session::view(&[batch, positions], tokens)?));
+    for ((name, _), tensor) in names.iter().zip(joined) {
+        inputs.push((name.as_str(), tensor_view(tensor)?));
+    }
+    Ok(inputs)
 }
 
 fn tensor_view(tensor: &Tensor) -> Result<SessionInputValue<'_>, RuntimeError> {

@@ -1,9 +1,9 @@
 //! The T5 encoder on ONNX Runtime.
 
 use super::{Embedding, TextError, TokenIds, Tokenizer};
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, BundleFault};
 use crate::runtime::signature::{Dimension, Signature, TensorSignature};
-use crate::runtime::{Element, Provider, Session, SessionOptions};
+use crate::runtime::{Element, Provider, RuntimeError, Session, SessionOptions};
 
 /// Texts to embeddings. A text is padded to its own length bucket and shares a batch only with that bucket, so that its
 /// embedding does not depend on its batch mates.
@@ -81,6 +81,24 @@ impl TextEncoder {
             }
         }
         Ok(embeddings.into_iter().flatten().collect())
+    }
+
+    /// Runs the largest token id that the manifest allows: an embedding table that is too small would only fail on the
+    /// prompt that first uses the id.
+    fn probe(&mut self, bundle: &Bundle) -> Result<(), TextError> {
+        let spec = bundle.text();
+        let largest = spec.vocab_size.saturating_sub(1);
+        let ids = TokenIds::single(u32::try_from(largest).unwrap_or(u32::MAX));
+        let bucket = spec.length_buckets.first().copied().unwrap_or(spec.max_length);
+        match self.embed_bucket(&[&ids], bucket) {
+            Err(TextError::Runtime(RuntimeError::Run { reason, .. })) => {
+                let message = format!(
+                    "fails on the token id {largest}, the largest that text.vocab_size allows: {reason}"
+                );
+                Err(bundle.fault(&spec.encoder, BundleFault::Graph(message)).into())
+            }
+            other => other.map(|_| ()),
+        }
     }
 
     /// One pass over texts that are all padded to `bucket` tokens.

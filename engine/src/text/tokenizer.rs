@@ -19,6 +19,11 @@ pub struct Tokenizer {
 // === impl TokenIds ===
 
 impl TokenIds {
+    /// One id, not checked against any vocabulary.
+    pub(super) fn single(id: u32) -> TokenIds {
+        TokenIds([id].into())
+    }
+
     /// The ids.
     pub fn as_slice(&self) -> &[u32] {
         &self.0

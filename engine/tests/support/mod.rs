@@ -1,4 +1,5 @@
 //! What the integration tests share: where ONNX Runtime and the test bundles are, and bundles with a fault.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(dead_code)] // each test file uses a part of it
 
 use std::path::{Path, PathBuf};
