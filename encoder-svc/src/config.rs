@@ -140,11 +140,6 @@ impl ServiceConfig for EncoderConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         let faults = [
             (
-                self.bundle.as_os_str().is_empty(),
-                "bundle",
-                "name the bundle's folder, such as bundles/demo",
-            ),
-            (
                 self.runtime.providers.is_empty(),
                 "runtime.providers",
                 "name at least one provider, such as \"cpu\"",
@@ -193,22 +188,16 @@ mod tests {
 
     #[test]
     fn a_configuration_that_cannot_work_is_refused_with_its_key() {
-        let good = EncoderConfig {
-            bundle: "bundles/demo".into(),
-            ..EncoderConfig::default()
-        };
-        good.validate().unwrap();
+        EncoderConfig::default().validate().unwrap();
         let slow = EncoderConfig {
             batch: Batch {
                 max_wait_ms: 50,
                 ..Batch::default()
             },
-            ..good
+            ..EncoderConfig::default()
         };
         let error = slow.validate().unwrap_err().to_string();
         assert!(error.contains("batch.max_wait_ms"), "{error}");
-        let error = EncoderConfig::default().validate().unwrap_err().to_string();
-        assert!(error.contains("bundle"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use muse_engine::{Bundle, Embedding, Provider, Runtime, TextEncoder, TextError, TokenIds, Tokenizer};
+use muse_service::config::ConfigError;
 
 use crate::EncoderConfig;
 
@@ -55,6 +56,12 @@ impl Model {
     /// # Errors
     /// One line that names the file, or the provider, and the fault.
     pub(crate) fn open(config: &EncoderConfig) -> anyhow::Result<Self> {
+        if config.bundle.as_os_str().is_empty() {
+            // Not part of the configuration's own check, so that `--check` prints the defaults.
+            return Err(
+                ConfigError::invalid("bundle", "name the bundle's folder, such as bundles/demo").into(),
+            );
+        }
         let bundle = Bundle::load(&config.bundle)?;
         let limit = config.admission.max_queued_tokens;
         if limit < bundle.text().max_length {
