@@ -53,7 +53,7 @@ impl Runtime {
             .map_err(|error| failed(error.message().to_owned()))?;
         // Its own default would hand every verbose line to `tracing`, to be dropped there.
         environment.set_log_level(ort::logging::LogLevel::Warning);
-        tracing::info!(library = %wanted.display(), build = ort::info(), "ONNX Runtime loaded");
+        tracing::debug!(library = %wanted.display(), build = ort::info(), "ONNX Runtime loaded");
         Ok(RUNTIME.get_or_init(|| Runtime {
             environment,
             library: wanted,
