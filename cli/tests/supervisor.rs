@@ -228,7 +228,7 @@ async fn a_guarded_program_dies_with_its_parent_even_if_that_is_killed() {
     let note = folder.path().join("pid");
     // The shell is the parent: it waits for its child, and is then killed without a chance to do anything about it.
     let line = format!(
-        "{MUSECTL} guard --parent $$ sh -- -c 'echo $$ > {0}.new; mv {0}.new {0}; sleep 1000'; true",
+        "{MUSECTL} guard --parent $$ sh -- -c 'echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000'; true",
         note.display()
     );
     let mut parent = Command::new("sh").arg("-c").arg(line).spawn().unwrap();
