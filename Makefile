@@ -74,7 +74,8 @@ chart: runtime python build
 	@$(SUITE) chart env MUSE_BIN=$(abspath $(BIN)) $(TEST_PYTHON) -m pytest -q helm/tests
 
 foreign-client: runtime python build
-	@$(SUITE) foreign-client $(BIN)/musectl up --bundle tests/bundles/tiny --quiet -- $(TEST_PYTHON) -m pytest -q tests/python
+	@$(SUITE) foreign-client $(BIN)/musectl up --bundle tests/bundles/tiny --quiet \
+	  --set worker.hub.progress_interval_ms=1 -- $(TEST_PYTHON) -m pytest -q tests/python
 
 # === longer chores ===
 

@@ -53,7 +53,8 @@ def test_a_picture_is_streamed(grpcurl, prompt, stages):
     assert answer.returncode == 0, answer.stderr
     events = objects(answer.stdout)
     assert events[-1]["job"]["state"] == "JOB_STATE_SUCCEEDED"
-    assert {event["progress"]["stage"] for event in events if "progress" in event} == set(stages)
+    told = [event["job"]["progress"] if "job" in event else event.get("progress", {}) for event in events]
+    assert {progress["stage"] for progress in told if progress} == set(stages), told
     [image] = [event["image"] for event in events if "image" in event]
     assert base64.b64decode(image["data"]).startswith(b"\x89PNG")
 
