@@ -37,13 +37,26 @@ struct Entry {
 impl Board {
     /// An empty board of a shard of `stage`.
     pub fn new(stage: Stage) -> Self {
-        Board { stage, entries: Mutex::default(), changes: AtomicU64::new(0), passes: AtomicU64::new(0) }
+        Board {
+            stage,
+            entries: Mutex::default(),
+            changes: AtomicU64::new(0),
+            passes: AtomicU64::new(0),
+        }
     }
 
     /// A job stands at `step` of `of`, and can be resumed from `rows`; `None` before its first step here.
     pub fn write(&self, ticket: Ticket, step: u32, of: u32, rows: Option<Vec<RowState>>) {
         let version = self.changes.fetch_add(1, Ordering::Relaxed) + 1;
-        self.entries().insert(ticket, Entry { version, step, of, rows });
+        self.entries().insert(
+            ticket,
+            Entry {
+                version,
+                step,
+                of,
+                rows,
+            },
+        );
     }
 
     /// A job has left.
@@ -73,8 +86,15 @@ impl Board {
         let stage = settings::stage_to_wire(self.stage) as i32;
         Some(Snapshot {
             version: entry.version,
-            progress: Progress { stage, step: entry.step, of: entry.of },
-            checkpoint: entry.rows.as_ref().map(|rows| checkpoint::to_wire(self.stage, rows)),
+            progress: Progress {
+                stage,
+                step: entry.step,
+                of: entry.of,
+            },
+            checkpoint: entry
+                .rows
+                .as_ref()
+                .map(|rows| checkpoint::to_wire(self.stage, rows)),
         })
     }
 

@@ -43,7 +43,10 @@ pub fn to_wire(stage: Stage, rows: &[RowState]) -> Checkpoint {
         initially_masked: row.initially_masked,
         initially_known: row.initially_known.clone(),
     });
-    Checkpoint { stage: settings::stage_to_wire(stage) as i32, rows: rows.collect() }
+    Checkpoint {
+        stage: settings::stage_to_wire(stage) as i32,
+        rows: rows.collect(),
+    }
 }
 
 /// The rows of a checkpoint for `pictures` pictures of `spec`'s stage.
@@ -56,16 +59,26 @@ pub fn from_wire(
     pictures: usize,
 ) -> Result<Vec<RowState>, CheckpointFault> {
     if checkpoint.stage() != settings::stage_to_wire(spec.stage) {
-        return Err(CheckpointFault::Stage { found: checkpoint.stage().as_str_name(), wanted: spec.stage });
+        return Err(CheckpointFault::Stage {
+            found: checkpoint.stage().as_str_name(),
+            wanted: spec.stage,
+        });
     }
     if checkpoint.rows.len() != pictures {
-        return Err(CheckpointFault::Rows { found: checkpoint.rows.len(), wanted: pictures });
+        return Err(CheckpointFault::Rows {
+            found: checkpoint.rows.len(),
+            wanted: pictures,
+        });
     }
     let rows = checkpoint.rows.iter().enumerate().map(|(row, state)| {
         let fault = |fault: String| CheckpointFault::Grid { row, fault };
-        let tokens = state.tokens.as_ref().ok_or_else(|| fault("has no tokens".to_owned()))?;
+        let tokens = state
+            .tokens
+            .as_ref()
+            .ok_or_else(|| fault("has no tokens".to_owned()))?;
         Ok(RowState {
-            tokens: grid::row_from_tensor(tokens, spec.positions()).map_err(|error| fault(error.to_string()))?,
+            tokens: grid::row_from_tensor(tokens, spec.positions())
+                .map_err(|error| fault(error.to_string()))?,
             step: state.step,
             of: state.of,
             initially_masked: state.initially_masked,

@@ -186,7 +186,11 @@ impl Default for Batcher {
 
 impl Default for Pixels {
     fn default() -> Self {
-        Pixels { queue: 16, intra_threads: 1, jpeg_quality: 92 }
+        Pixels {
+            queue: 16,
+            intra_threads: 1,
+            jpeg_quality: 92,
+        }
     }
 }
 
@@ -212,7 +216,11 @@ impl ServiceConfig for WorkerConfig {
                 "encoder.endpoints",
                 "name at least one encoder, such as http://127.0.0.1:50052",
             ),
-            (!self.runtime.providers.is_empty(), "runtime.providers", "name at least one provider, such as \"cpu\""),
+            (
+                !self.runtime.providers.is_empty(),
+                "runtime.providers",
+                "name at least one provider, such as \"cpu\"",
+            ),
             (
                 batcher.row_budget.is_none_or(|budget| budget >= 2),
                 "batcher.row_budget",
@@ -223,23 +231,47 @@ impl ServiceConfig for WorkerConfig {
                 "batcher.warm_up_max_rows",
                 "must be at least 2: a guided row counts twice",
             ),
-            (batcher.warm_up_passes > 0, "batcher.warm_up_passes", "must be at least 1"),
+            (
+                batcher.warm_up_passes > 0,
+                "batcher.warm_up_passes",
+                "must be at least 1",
+            ),
             (
                 (0.0..1.0).contains(&batcher.knee_tolerance),
                 "batcher.knee_tolerance",
                 "must be at least 0 and below 1",
             ),
-            ((1.0..=1000.0).contains(&batcher.queue_ahead), "batcher.queue_ahead", "must be between 1 and 1000"),
-            ((1.0..=1000.0).contains(&batcher.overcommit), "batcher.overcommit", "must be between 1 and 1000"),
+            (
+                (1.0..=1000.0).contains(&batcher.queue_ahead),
+                "batcher.queue_ahead",
+                "must be between 1 and 1000",
+            ),
+            (
+                (1.0..=1000.0).contains(&batcher.overcommit),
+                "batcher.overcommit",
+                "must be between 1 and 1000",
+            ),
             (
                 (0.001..=1e6).contains(&batcher.ageing_seconds),
                 "batcher.ageing_seconds",
                 "must be between 0.001 and 1000000",
             ),
-            (batcher.max_failed_passes > 0, "batcher.max_failed_passes", "must be at least 1"),
-            (batcher.max_pictures > 0, "batcher.max_pictures", "must be at least 1"),
+            (
+                batcher.max_failed_passes > 0,
+                "batcher.max_failed_passes",
+                "must be at least 1",
+            ),
+            (
+                batcher.max_pictures > 0,
+                "batcher.max_pictures",
+                "must be at least 1",
+            ),
             (self.pixels.queue > 0, "pixels.queue", "must be at least 1"),
-            ((1..=100).contains(&self.pixels.jpeg_quality), "pixels.jpeg_quality", "must be between 1 and 100"),
+            (
+                (1..=100).contains(&self.pixels.jpeg_quality),
+                "pixels.jpeg_quality",
+                "must be between 1 and 100",
+            ),
         ];
         match checks.into_iter().find(|(holds, _, _)| !holds) {
             Some((_, key, fault)) => Err(ConfigError::invalid(key, fault)),
@@ -262,7 +294,10 @@ mod tests {
         let mut config = WorkerConfig::default();
         config.batcher.row_budget = Some(1);
         let error = config.validate().unwrap_err().to_string();
-        assert!(error.contains("batcher.row_budget") && error.contains("at least 2"), "{error}");
+        assert!(
+            error.contains("batcher.row_budget") && error.contains("at least 2"),
+            "{error}"
+        );
         config.batcher.row_budget = None;
         config.batcher.knee_tolerance = f64::NAN;
         let error = config.validate().unwrap_err().to_string();

@@ -88,7 +88,10 @@ impl Device {
     pub async fn admit(&self, job: NewJob) -> Result<mpsc::Receiver<JobEvent>, Gone> {
         // One event for each row, and one for the end.
         let (events, receiver) = mpsc::channel(job.rows.len() + 1);
-        self.orders.send(Order::Admit(Box::new(job), events)).await.map_err(|_| Gone)?;
+        self.orders
+            .send(Order::Admit(Box::new(job), events))
+            .await
+            .map_err(|_| Gone)?;
         Ok(receiver)
     }
 
@@ -166,14 +169,27 @@ fn obey<M: StageModel>(order: Order, batcher: &mut Batcher<M>, listeners: &mut L
 
 fn tell(event: Event, listeners: &mut Listeners, board: &Board) {
     match event {
-        Event::Stepped { ticket, step, of, rows } => board.write(ticket, step, of, Some(rows)),
-        Event::Row { ticket, index, tokens } => {
+        Event::Stepped {
+            ticket,
+            step,
+            of,
+            rows,
+        } => board.write(ticket, step, of, Some(rows)),
+        Event::Row {
+            ticket,
+            index,
+            tokens,
+        } => {
             if let Some(events) = listeners.get(&ticket) {
                 // The channel has room for every event of its job; only a job that was dropped no longer listens.
                 let _ = events.try_send(JobEvent::Row { index, tokens });
             }
         }
-        Event::Done { ticket, begun_at, ended_at } => {
+        Event::Done {
+            ticket,
+            begun_at,
+            ended_at,
+        } => {
             end(ticket, JobEvent::Done { begun_at, ended_at }, listeners, board);
         }
         Event::Failed { ticket, fault } => end(ticket, JobEvent::Failed(fault), listeners, board),

@@ -30,7 +30,10 @@ pub enum GridFault {
 /// Grids of equal length as one tensor, `[grids, S]`; u16 where every token fits, else u32.
 pub fn to_tensor(grids: &[Vec<u32>]) -> Tensor {
     let length = grids.first().map_or(0, Vec::len);
-    tensor(grids.iter().flatten().copied(), vec![grids.len() as u64, length as u64])
+    tensor(
+        grids.iter().flatten().copied(),
+        vec![grids.len() as u64, length as u64],
+    )
 }
 
 /// One grid, `[S]`.
@@ -39,8 +42,10 @@ pub fn row_to_tensor(grid: &[u32]) -> Tensor {
 }
 
 fn tensor(tokens: impl Iterator<Item = u32> + Clone, shape: Vec<u64>) -> Tensor {
-    let narrow: Option<Vec<[u8; 2]>> =
-        tokens.clone().map(|token| u16::try_from(token).ok().map(u16::to_le_bytes)).collect();
+    let narrow: Option<Vec<[u8; 2]>> = tokens
+        .clone()
+        .map(|token| u16::try_from(token).ok().map(u16::to_le_bytes))
+        .collect();
     let (element_type, data) = match narrow {
         Some(narrow) => (ElementType::U16, Bytes::from(narrow.into_flattened())),
         None => {
@@ -48,7 +53,11 @@ fn tensor(tokens: impl Iterator<Item = u32> + Clone, shape: Vec<u64>) -> Tensor 
             (ElementType::U32, Bytes::from(wide.into_flattened()))
         }
     };
-    Tensor { element_type: element_type as i32, shape, data }
+    Tensor {
+        element_type: element_type as i32,
+        shape,
+        data,
+    }
 }
 
 /// The grids of a tensor `[grids, length]`.
@@ -70,7 +79,10 @@ pub fn row_from_tensor(tensor: &Tensor, length: usize) -> Result<Vec<u32>, GridF
 
 fn read(tensor: &Tensor, wanted: &[u64]) -> Result<Vec<u32>, GridFault> {
     if tensor.shape != wanted {
-        return Err(GridFault::Shape { found: tensor.shape.clone(), wanted: wanted.to_vec() });
+        return Err(GridFault::Shape {
+            found: tensor.shape.clone(),
+            wanted: wanted.to_vec(),
+        });
     }
     let elements = wanted.iter().product::<u64>() as usize;
     let size = match tensor.element_type() {
@@ -79,12 +91,20 @@ fn read(tensor: &Tensor, wanted: &[u64]) -> Result<Vec<u32>, GridFault> {
         other => return Err(GridFault::ElementType(other.as_str_name())),
     };
     if tensor.data.len() != elements * size {
-        return Err(GridFault::Length { found: tensor.data.len(), wanted: elements * size });
+        return Err(GridFault::Length {
+            found: tensor.data.len(),
+            wanted: elements * size,
+        });
     }
     Ok(tensor
         .data
         .chunks_exact(size)
-        .map(|bytes| bytes.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte)))
+        .map(|bytes| {
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |value, byte| value << 8 | u32::from(*byte))
+        })
         .collect())
 }
 
@@ -100,10 +120,22 @@ mod tests {
         assert_eq!(good.element_type(), ElementType::U16);
         assert!(matches!(from_tensor(&good, 3, 1), Err(GridFault::Shape { .. })));
         assert!(matches!(row_from_tensor(&good, 3), Err(GridFault::Shape { .. })));
-        let float = Tensor { element_type: ElementType::F32 as i32, ..good.clone() };
-        assert_eq!(from_tensor(&float, 1, 3), Err(GridFault::ElementType("ELEMENT_TYPE_F32")));
-        let short = Tensor { data: Bytes::from_static(&[1, 0, 2]), ..good };
-        assert_eq!(from_tensor(&short, 1, 3), Err(GridFault::Length { found: 3, wanted: 6 }));
+        let float = Tensor {
+            element_type: ElementType::F32 as i32,
+            ..good.clone()
+        };
+        assert_eq!(
+            from_tensor(&float, 1, 3),
+            Err(GridFault::ElementType("ELEMENT_TYPE_F32"))
+        );
+        let short = Tensor {
+            data: Bytes::from_static(&[1, 0, 2]),
+            ..good
+        };
+        assert_eq!(
+            from_tensor(&short, 1, 3),
+            Err(GridFault::Length { found: 3, wanted: 6 })
+        );
     }
 
     proptest! {

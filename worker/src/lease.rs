@@ -104,9 +104,14 @@ impl Acceptance {
         let stage = self.spec.stage;
         if lease.stage() != settings::stage_to_wire(stage) {
             let found = lease.stage().as_str_name();
-            return Err(Refusal::Misrouted(format!("a lease of {found} came to a shard of stage {stage}")));
+            return Err(Refusal::Misrouted(format!(
+                "a lease of {found} came to a shard of stage {stage}"
+            )));
         }
-        let request = lease.request.as_ref().ok_or_else(|| Refusal::Lease("the lease has no request".to_owned()))?;
+        let request = lease
+            .request
+            .as_ref()
+            .ok_or_else(|| Refusal::Lease("the lease has no request".to_owned()))?;
         if !request.model.is_empty() && request.model != self.model {
             return Err(Refusal::Misrouted(format!(
                 "a lease for model {} came to a shard of model {}",
@@ -114,21 +119,32 @@ impl Acceptance {
             )));
         }
         let Some(Task::TextToImage(task)) = &request.task else {
-            return Err(Refusal::Request("this worker knows only the task text_to_image".to_owned()));
+            return Err(Refusal::Request(
+                "this worker knows only the task text_to_image".to_owned(),
+            ));
         };
         let count = task.count.unwrap_or(1);
         if count == 0 || count > self.max_pictures {
             let limit = self.max_pictures;
-            return Err(Refusal::Request(format!("text_to_image.count: must be 1 to {limit}, not {count}")));
+            return Err(Refusal::Request(format!(
+                "text_to_image.count: must be 1 to {limit}, not {count}"
+            )));
         }
         if task.prompt.is_empty() {
-            return Err(Refusal::Request("text_to_image.prompt: must not be empty".to_owned()));
+            return Err(Refusal::Request(
+                "text_to_image.prompt: must not be empty".to_owned(),
+            ));
         }
         let sampling = self.sampling(request)?;
-        let seed = request.seed.ok_or_else(|| Refusal::Lease("the lease has no seed".to_owned()))?;
+        let seed = request
+            .seed
+            .ok_or_else(|| Refusal::Lease("the lease has no seed".to_owned()))?;
         let pictures = count as usize;
         Ok(Accepted {
-            waited: lease.waited.and_then(|waited| Duration::try_from(waited).ok()).unwrap_or_default(),
+            waited: lease
+                .waited
+                .and_then(|waited| Duration::try_from(waited).ok())
+                .unwrap_or_default(),
             deadline: self.deadline(lease),
             text: self.text.clone(),
             spec: self.spec.clone(),
@@ -161,8 +177,10 @@ impl Acceptance {
 
     fn low_tokens(&self, lease: &Lease, pictures: usize) -> Result<Option<Vec<Vec<u32>>>, Refusal> {
         let Some(low) = &self.low else { return Ok(None) };
-        let tensor =
-            lease.low_tokens.as_ref().ok_or_else(|| Refusal::Lease("the lease has no low_tokens".to_owned()))?;
+        let tensor = lease
+            .low_tokens
+            .as_ref()
+            .ok_or_else(|| Refusal::Lease("the lease has no low_tokens".to_owned()))?;
         let grids = grid::from_tensor(tensor, pictures, low.positions())
             .map_err(|fault| Refusal::Lease(format!("low_tokens: {fault}")))?;
         match grids.iter().flatten().find(|token| **token >= low.codebook_size) {
@@ -217,7 +235,9 @@ impl Accepted {
     }
 
     fn least_advanced(&self) -> Option<&RowState> {
-        self.starts.iter().max_by_key(|row| row.of.saturating_sub(row.step))
+        self.starts
+            .iter()
+            .max_by_key(|row| row.of.saturating_sub(row.step))
     }
 
     /// The texts whose embeddings [`Accepted::admit`] needs.
@@ -243,7 +263,10 @@ impl Accepted {
         let prompt = embeddings.get(&self.prompt).ok_or_else(missing)?;
         let source = UnconditionalSource {
             prompt,
-            negative: self.negative.as_ref().and_then(|negative| embeddings.get(negative)),
+            negative: self
+                .negative
+                .as_ref()
+                .and_then(|negative| embeddings.get(negative)),
             empty: embeddings.get(""),
         };
         let guided = self.sampling.guidance > 0.0;
@@ -287,6 +310,11 @@ impl Accepted {
 
     /// The order for picture `index`, made of `tokens`.
     pub fn picture(&self, index: usize, tokens: Vec<u32>) -> PictureOrder {
-        PictureOrder { index: index as u32, tokens, format: self.format, seed: self.seed }
+        PictureOrder {
+            index: index as u32,
+            tokens,
+            format: self.format,
+            seed: self.seed,
+        }
     }
 }

@@ -48,8 +48,10 @@ pub fn load(config: &WorkerConfig) -> anyhow::Result<Loaded<OnnxStage>> {
     let last = bundle.last_stage().stage == config.stage;
     let painter = last
         .then(|| {
-            let options =
-                SessionOptions { intra_threads: config.pixels.intra_threads, ..config.runtime.clone() };
+            let options = SessionOptions {
+                intra_threads: config.pixels.intra_threads,
+                ..config.runtime.clone()
+            };
             BundlePainter::open(&bundle, config.stage, &options, config.pixels.jpeg_quality)
         })
         .transpose()?;
@@ -70,7 +72,15 @@ pub fn load(config: &WorkerConfig) -> anyhow::Result<Loaded<OnnxStage>> {
         "model ready"
     );
     let device = device(provider, &config.runtime);
-    Ok(Loaded { bundle, model, painter, curve, row_budget, provider: provider.as_str().to_owned(), device })
+    Ok(Loaded {
+        bundle,
+        model,
+        painter,
+        curve,
+        row_budget,
+        provider: provider.as_str().to_owned(),
+        device,
+    })
 }
 
 /// Warms the model up and finds its row budget.
@@ -80,8 +90,12 @@ fn measure<M: StageModel>(
     config: &WorkerConfig,
 ) -> anyhow::Result<(PassCurve, usize)> {
     let text = bundle.text();
-    let zeros = Embedding::new(vec![0.0; text.max_length * text.width].into(), text.max_length, text.width)
-        .context("the bundle's text has no length or width")?;
+    let zeros = Embedding::new(
+        vec![0.0; text.max_length * text.width].into(),
+        text.max_length,
+        text.width,
+    )
+    .context("the bundle's text has no length or width")?;
     let low = vec![0; bundle.base().positions()];
     let low = (config.stage == muse_engine::Stage::Superres).then_some(low.as_slice());
     let input = ConditioningInput::conditional(text, &zeros, low)?;
@@ -100,7 +114,13 @@ fn measure<M: StageModel>(
         .iter()
         .map(|point| format!("{}: {:.1} ms", point.rows, point.time.as_secs_f64() * 1e3))
         .collect();
-    info!(passes = points.join(", "), knee, row_budget, configured = batcher.row_budget.is_some(), "warmed up");
+    info!(
+        passes = points.join(", "),
+        knee,
+        row_budget,
+        configured = batcher.row_budget.is_some(),
+        "warmed up"
+    );
     Ok((curve, row_budget))
 }
 
@@ -109,9 +129,18 @@ fn device(provider: muse_engine::Provider, options: &SessionOptions) -> String {
     match provider {
         muse_engine::Provider::Cpu => {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            let threads = if options.intra_threads == 0 { cores } else { options.intra_threads };
-            let name = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| cpu_name(&text));
-            format!("{} ({threads} threads)", name.as_deref().unwrap_or(std::env::consts::ARCH))
+            let threads = if options.intra_threads == 0 {
+                cores
+            } else {
+                options.intra_threads
+            };
+            let name = std::fs::read_to_string("/proc/cpuinfo")
+                .ok()
+                .and_then(|text| cpu_name(&text));
+            format!(
+                "{} ({threads} threads)",
+                name.as_deref().unwrap_or(std::env::consts::ARCH)
+            )
         }
         muse_engine::Provider::OpenVino => format!("{} (OpenVINO)", options.openvino_device),
         other => format!("{other} device {}", options.device_id),

@@ -33,20 +33,30 @@ impl BundlePainter {
         jpeg_quality: u8,
     ) -> Result<Self, PixelsError> {
         let decoder = ImageDecoder::open(bundle, stage, options)?;
-        Ok(BundlePainter { bundle: bundle.clone(), decoder, jpeg_quality })
+        Ok(BundlePainter {
+            bundle: bundle.clone(),
+            decoder,
+            jpeg_quality,
+        })
     }
 }
 
 impl Painter for BundlePainter {
     fn paint(&mut self, order: &PictureOrder) -> Result<Picture, String> {
-        let images = self.decoder.decode(&[&order.tokens]).map_err(|error| error.to_string())?;
+        let images = self
+            .decoder
+            .decode(&[&order.tokens])
+            .map_err(|error| error.to_string())?;
         let image = images.first().ok_or("the decoder gave no picture")?;
         let (format, wire_format) = match order.format {
             ImageFormat::Unspecified | ImageFormat::Png => (PictureFormat::Png, ImageFormat::Png),
             ImageFormat::Webp => (PictureFormat::Webp, ImageFormat::Webp),
             ImageFormat::Jpeg => (PictureFormat::Jpeg, ImageFormat::Jpeg),
         };
-        let options = EncodeOptions { format, jpeg_quality: self.jpeg_quality };
+        let options = EncodeOptions {
+            format,
+            jpeg_quality: self.jpeg_quality,
+        };
         let provenance = Provenance::new(&self.bundle, order.seed, order.index);
         let data = picture::encode(image, options, &provenance).map_err(|error| error.to_string())?;
         let info = ImageInfo {
@@ -57,6 +67,9 @@ impl Painter for BundlePainter {
             size_bytes: data.len() as u64,
             sha256: hex::encode(Sha256::digest(&data)),
         };
-        Ok(Picture { info: Some(info), data: data.into() })
+        Ok(Picture {
+            info: Some(info),
+            data: data.into(),
+        })
     }
 }

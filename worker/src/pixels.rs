@@ -56,14 +56,23 @@ pub struct PixelThread {
 pub struct Waiting(oneshot::Receiver<Result<Picture, PixelFault>>);
 
 impl PixelThread {
-    /// Starts the thread; `queue` orders may wait.
+    /// Starts the thread; `queue` orders may wait. The receiver resolves when the thread has ended: with an error if it
+    /// crashed.
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub fn start(painter: impl Painter + 'static, queue: usize) -> std::io::Result<PixelThread> {
+    pub fn start(
+        painter: impl Painter + 'static,
+        queue: usize,
+    ) -> std::io::Result<(PixelThread, oneshot::Receiver<()>)> {
         let (orders, received) = mpsc::channel(queue.max(1));
-        thread::Builder::new().name("pixels".to_owned()).spawn(move || work(painter, received))?;
-        Ok(PixelThread { orders })
+        let (ended, end) = oneshot::channel();
+        thread::Builder::new().name("pixels".to_owned()).spawn(move || {
+            work(painter, received);
+            // Nobody listens when the process ends anyway.
+            let _ = ended.send(());
+        })?;
+        Ok((PixelThread { orders }, end))
     }
 
     /// Orders a picture; waits while the queue is full.
@@ -72,7 +81,10 @@ impl PixelThread {
     /// [`PixelFault::Gone`].
     pub async fn submit(&self, order: PictureOrder) -> Result<Waiting, PixelFault> {
         let (answer, waiting) = oneshot::channel();
-        self.orders.send((order, Span::current(), answer)).await.map_err(|_| PixelFault::Gone)?;
+        self.orders
+            .send((order, Span::current(), answer))
+            .await
+            .map_err(|_| PixelFault::Gone)?;
         Ok(Waiting(waiting))
     }
 }
@@ -93,7 +105,9 @@ fn work(mut painter: impl Painter, mut orders: mpsc::Receiver<(PictureOrder, Spa
             continue;
         }
         let span = tracing::info_span!(parent: &parent, "picture", index = order.index);
-        let painted = span.in_scope(|| painter.paint(&order)).map_err(PixelFault::Failed);
+        let painted = span
+            .in_scope(|| painter.paint(&order))
+            .map_err(PixelFault::Failed);
         // Dropped meanwhile.
         let _ = answer.send(painted);
     }
@@ -113,18 +127,29 @@ mod tests {
             if order.index == self.0 {
                 return Err("no paint".to_owned());
             }
-            let info = ImageInfo { index: order.index, ..ImageInfo::default() };
-            Ok(Picture { info: Some(info), ..Picture::default() })
+            let info = ImageInfo {
+                index: order.index,
+                ..ImageInfo::default()
+            };
+            Ok(Picture {
+                info: Some(info),
+                ..Picture::default()
+            })
         }
     }
 
     fn order(index: u32) -> PictureOrder {
-        PictureOrder { index, tokens: vec![1, 2], format: ImageFormat::Png, seed: 7 }
+        PictureOrder {
+            index,
+            tokens: vec![1, 2],
+            format: ImageFormat::Png,
+            seed: 7,
+        }
     }
 
     #[tokio::test]
     async fn a_picture_that_fails_fails_alone() {
-        let thread = PixelThread::start(Brush(1), 1).unwrap();
+        let (thread, _end) = PixelThread::start(Brush(1), 1).unwrap();
         for index in 0..3 {
             let painted = thread.submit(order(index)).await.unwrap().await;
             match index {
@@ -136,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_picture_that_nobody_waits_for_blocks_nothing() {
-        let thread = PixelThread::start(Brush(9), 1).unwrap();
+        let (thread, _end) = PixelThread::start(Brush(9), 1).unwrap();
         for index in 0..5 {
             drop(thread.submit(order(index)).await.unwrap());
         }

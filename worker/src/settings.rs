@@ -1,6 +1,8 @@
 //! Sampling settings between the wire and the engine.
 
-use muse_engine::{FieldViolation, GuidanceSchedule, InvalidSettings, MaskSchedule, Sampling, Scheduler, Stage};
+use muse_engine::{
+    FieldViolation, GuidanceSchedule, InvalidSettings, MaskSchedule, Sampling, Scheduler, Stage,
+};
 use muse_proto::v1;
 
 /// A stage, as the wire names it.
@@ -104,18 +106,39 @@ mod tests {
 
     #[test]
     fn settings_come_back_as_they_went_and_silence_means_the_defaults() {
-        let other = Sampling { steps: 1, guidance: 0.0, top_k: 0, ..defaults() };
-        assert_eq!(from_wire(Some(&to_wire(&defaults())), &other, Stage::Base), Ok(defaults()));
+        let other = Sampling {
+            steps: 1,
+            guidance: 0.0,
+            top_k: 0,
+            ..defaults()
+        };
+        assert_eq!(
+            from_wire(Some(&to_wire(&defaults())), &other, Stage::Base),
+            Ok(defaults())
+        );
         assert_eq!(from_wire(None, &defaults(), Stage::Base), Ok(defaults()));
     }
 
     #[test]
     fn what_is_out_of_range_or_unknown_is_named_with_its_stage() {
-        let nan = v1::Sampling { guidance: Some(f32::NAN), ..v1::Sampling::default() };
-        let error = from_wire(Some(&nan), &defaults(), Stage::Superres).unwrap_err().to_string();
+        let nan = v1::Sampling {
+            guidance: Some(f32::NAN),
+            ..v1::Sampling::default()
+        };
+        let error = from_wire(Some(&nan), &defaults(), Stage::Superres)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("superres.guidance"), "{error}");
-        let unknown = v1::Sampling { scheduler: 77, ..v1::Sampling::default() };
-        let error = from_wire(Some(&unknown), &defaults(), Stage::Base).unwrap_err().to_string();
-        assert!(error.contains("base.scheduler") && error.contains("77"), "{error}");
+        let unknown = v1::Sampling {
+            scheduler: 77,
+            ..v1::Sampling::default()
+        };
+        let error = from_wire(Some(&unknown), &defaults(), Stage::Base)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("base.scheduler") && error.contains("77"),
+            "{error}"
+        );
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, anyhow};
 use muse_engine::StageModel;
 use muse_proto::internal::v1::Hello;
 use muse_service::{Addresses, Readiness, Shutdown, ops::Ops};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -39,7 +39,11 @@ impl Worker {
     pub async fn bind(config: WorkerConfig) -> anyhow::Result<Self> {
         let readiness = Readiness::new();
         let ops = Ops::bind(&config.ops, readiness.clone()).await?;
-        Ok(Worker { config, ops, readiness })
+        Ok(Worker {
+            config,
+            ops,
+            readiness,
+        })
     }
 
     /// Where metrics and probes are.
@@ -57,9 +61,13 @@ impl Worker {
     /// # Errors
     /// When the model cannot be loaded, or breaks.
     pub async fn serve(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let Worker { config, ops, readiness } = self;
+        let Worker {
+            config,
+            ops,
+            readiness,
+        } = self;
         // Probes shall see the drain, so this port ends last: with this function.
-        let (ended, end) = tokio::sync::oneshot::channel::<()>();
+        let (ended, end) = oneshot::channel::<()>();
         let probes = tokio::spawn(ops.serve_until(async {
             let _ = end.await;
         }));
@@ -86,7 +94,11 @@ impl Worker {
 /// See [`Worker::bind`] and [`Worker::serve`].
 pub async fn run(config: WorkerConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let worker = Worker::bind(config).await?;
-    Addresses { grpc: None, ops: worker.ops_addr() }.announce()?;
+    Addresses {
+        grpc: None,
+        ops: worker.ops_addr(),
+    }
+    .announce()?;
     worker.serve(shutdown).await
 }
 
@@ -96,11 +108,21 @@ async fn run_loaded<M: StageModel + 'static>(
     readiness: Readiness,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let Loaded { bundle, model, painter, curve, row_budget, provider, device: device_name } = loaded;
+    let Loaded {
+        bundle,
+        model,
+        painter,
+        curve,
+        row_budget,
+        provider,
+        device: device_name,
+    } = loaded;
     let stage = config.stage;
     let settings = Settings {
         row_budget,
-        ageing: Ageing { interval: Duration::from_secs_f64(config.batcher.ageing_seconds) },
+        ageing: Ageing {
+            interval: Duration::from_secs_f64(config.batcher.ageing_seconds),
+        },
         max_failed_passes: config.batcher.max_failed_passes,
     };
     let limits = limits(&config, row_budget);
@@ -109,7 +131,10 @@ async fn run_loaded<M: StageModel + 'static>(
     // Orders are few and small: one to admit a job and one to stop it.
     let order_queue = 2 * limits.max_rows as usize;
     let (device, mut device_ended) = Device::start(batcher, board.clone(), order_queue)?;
-    let pixels = painter.map(|painter| PixelThread::start(painter, config.pixels.queue)).transpose()?;
+    let (pixels, mut pixels_ended) = painter
+        .map(|painter| PixelThread::start(painter, config.pixels.queue))
+        .transpose()?
+        .unzip();
 
     let worker_id = format!("{stage}-{}", Uuid::now_v7().simple());
     let (reports, received) = mpsc::channel(limits.max_rows as usize);
@@ -146,7 +171,14 @@ async fn run_loaded<M: StageModel + 'static>(
         row_budget: u32::try_from(row_budget).unwrap_or(u32::MAX),
     };
     let (standing, watched) = watch::channel(Standing::Detached);
-    let client = Client::new(config.hub.clone(), hello, Protocol::new(limits), shard, received, standing)?;
+    let client = Client::new(
+        config.hub.clone(),
+        hello,
+        Protocol::new(limits),
+        shard,
+        received,
+        standing,
+    )?;
     info!(worker_id, capacity = limits.capacity, "taking leases");
     tokio::spawn(show_readiness(watched, readiness));
 
@@ -172,6 +204,8 @@ async fn run_loaded<M: StageModel + 'static>(
                 // the cause.
                 Err(_) => return Err(anyhow!("the device thread crashed")),
             },
+            // It ends only when nobody can order pictures any more, or by a crash.
+            () = crashed(&mut pixels_ended) => return Err(anyhow!("the pixel thread crashed")),
         }
     };
     match ended {
@@ -179,6 +213,15 @@ async fn run_loaded<M: StageModel + 'static>(
         Ended::Cut { leases } => warn!(leases, "the drain deadline passed; what is held will expire"),
     }
     fault.map_or(Ok(()), Err)
+}
+
+async fn crashed(ended: &mut Option<oneshot::Receiver<()>>) {
+    match ended {
+        Some(ended) => {
+            let _ = ended.await;
+        }
+        None => std::future::pending().await,
+    }
 }
 
 /// How many rows are held, and when is spoken.

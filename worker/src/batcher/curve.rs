@@ -48,14 +48,20 @@ impl PassCurve {
     /// latency and buys nothing. `None` when nothing was measured.
     pub fn knee(&self, tolerance: f64) -> Option<usize> {
         let best = self.points.iter().map(Point::rate).fold(0.0, f64::max);
-        self.points.iter().find(|point| point.rate() >= best * (1.0 - tolerance)).map(|point| point.rows)
+        self.points
+            .iter()
+            .find(|point| point.rate() >= best * (1.0 - tolerance))
+            .map(|point| point.rows)
     }
 
     /// Estimated time of a pass over `rows`: linear between points, in proportion beyond the last. Zero when nothing is
     /// known.
     pub fn time(&self, rows: usize) -> Duration {
         let after = self.points.partition_point(|point| point.rows < rows);
-        match (after.checked_sub(1).and_then(|index| self.points.get(index)), self.points.get(after)) {
+        match (
+            after.checked_sub(1).and_then(|index| self.points.get(index)),
+            self.points.get(after),
+        ) {
             (_, Some(point)) if point.rows == rows => point.time,
             (Some(below), Some(above)) => {
                 let share = (rows - below.rows) as f64 / (above.rows - below.rows) as f64;
@@ -74,7 +80,10 @@ impl PassCurve {
         if measured.rows == 0 {
             return;
         }
-        match self.points.binary_search_by_key(&measured.rows, |point| point.rows) {
+        match self
+            .points
+            .binary_search_by_key(&measured.rows, |point| point.rows)
+        {
             Ok(index) => {
                 let time = &mut self.points[index].time;
                 *time = (*time * 7 + measured.time) / 8;
@@ -102,7 +111,10 @@ mod tests {
     use super::*;
 
     fn curve(points: &[(usize, u64)]) -> PassCurve {
-        PassCurve::new(points.iter().map(|(rows, millis)| Point { rows: *rows, time: Duration::from_millis(*millis) }))
+        PassCurve::new(points.iter().map(|(rows, millis)| Point {
+            rows: *rows,
+            time: Duration::from_millis(*millis),
+        }))
     }
 
     #[test]
@@ -124,9 +136,15 @@ mod tests {
     #[test]
     fn measured_passes_move_the_estimate_without_jumping() {
         let mut curve = curve(&[(4, 80)]);
-        curve.observe(Point { rows: 4, time: Duration::from_millis(160) });
+        curve.observe(Point {
+            rows: 4,
+            time: Duration::from_millis(160),
+        });
         assert_eq!(curve.time(4).as_millis(), 90);
-        curve.observe(Point { rows: 2, time: Duration::from_millis(50) });
+        curve.observe(Point {
+            rows: 2,
+            time: Duration::from_millis(50),
+        });
         assert_eq!(curve.time(2).as_millis(), 50);
     }
 

@@ -6,7 +6,8 @@ use std::{
 };
 
 use muse_engine::{
-    Conditioning, ConditioningInput, Row, RowConditioning, RowError, RowSettings, RowState, StageSpec, guidance,
+    Conditioning, ConditioningInput, Row, RowConditioning, RowError, RowSettings, RowState, StageSpec,
+    guidance,
 };
 
 use super::{
@@ -77,7 +78,12 @@ impl RowPlan {
             return 0;
         }
         let sampling = &self.settings.sampling;
-        let t = guidance::weight(sampling.guidance, sampling.guidance_schedule, self.start.step, self.start.of);
+        let t = guidance::weight(
+            sampling.guidance,
+            sampling.guidance_schedule,
+            self.start.step,
+            self.start.of,
+        );
         1 + usize::from(t != 0.0)
     }
 }
@@ -120,14 +126,22 @@ impl Job {
             arrival,
             inputs: job.inputs,
             told: vec![false; job.rows.len()],
-            slots: job.rows.into_iter().map(|plan| Slot::Planned(Box::new(plan))).collect(),
+            slots: job
+                .rows
+                .into_iter()
+                .map(|plan| Slot::Planned(Box::new(plan)))
+                .collect(),
         }
     }
 
     /// Its unfinished rows with what each costs in the next pass, in order: the first that is chosen stays the first, so that
     /// pictures finish one after the other.
     pub(super) fn costs(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        self.slots.iter().map(Slot::cost).enumerate().filter(|(_, cost)| *cost > 0)
+        self.slots
+            .iter()
+            .map(Slot::cost)
+            .enumerate()
+            .filter(|(_, cost)| *cost > 0)
     }
 
     pub(super) fn rows_left(&self) -> usize {
@@ -167,7 +181,11 @@ impl Job {
 
     /// Steps of its least advanced row, done and in all.
     pub(super) fn progress(&self) -> (u32, u32) {
-        self.slots.iter().map(Slot::steps).max_by_key(|(step, of)| of.saturating_sub(*step)).unwrap_or((0, 0))
+        self.slots
+            .iter()
+            .map(Slot::steps)
+            .max_by_key(|(step, of)| of.saturating_sub(*step))
+            .unwrap_or((0, 0))
     }
 
     pub(super) fn checkpoint(&self) -> Vec<RowState> {
@@ -197,7 +215,10 @@ impl Job {
                 spec,
                 plan.settings.clone(),
                 plan.start.clone(),
-                RowConditioning { conditional, unconditional },
+                RowConditioning {
+                    conditional,
+                    unconditional,
+                },
             )?;
             *slot = Slot::Live(Box::new(row));
         }
@@ -207,10 +228,13 @@ impl Job {
 
     /// The live rows among `wanted` (ascending).
     pub(super) fn live(&mut self, wanted: &[Chosen]) -> impl Iterator<Item = &mut Row> {
-        self.slots.iter_mut().enumerate().filter_map(|(index, slot)| match slot {
-            Slot::Live(row) if wanted.iter().any(|chosen| chosen.row == index) => Some(&mut **row),
-            _ => None,
-        })
+        self.slots
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(index, slot)| match slot {
+                Slot::Live(row) if wanted.iter().any(|chosen| chosen.row == index) => Some(&mut **row),
+                _ => None,
+            })
     }
 
     /// Rows that became done since the last call, with their grids. Their conditioning is let go.

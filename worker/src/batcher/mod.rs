@@ -140,7 +140,14 @@ pub struct Batcher<M> {
 impl<M: StageModel> Batcher<M> {
     /// An idle batcher. `curve` is what warm-up measured.
     pub fn new(model: M, settings: Settings, curve: PassCurve) -> Self {
-        Batcher { model, settings, curve, jobs: Vec::new(), arrivals: 0, failed_passes: 0 }
+        Batcher {
+            model,
+            settings,
+            curve,
+            jobs: Vec::new(),
+            arrivals: 0,
+            failed_passes: 0,
+        }
     }
 
     /// Nothing to do.
@@ -194,8 +201,15 @@ impl<M: StageModel> Batcher<M> {
         let steps = self.steps(&chosen);
         match self.pass(&chosen) {
             Ok(()) => {
-                let pass = Pass { rows: chosen.len(), cost, time: clock().saturating_duration_since(begun) };
-                self.curve.observe(Point { rows: cost, time: pass.time });
+                let pass = Pass {
+                    rows: chosen.len(),
+                    cost,
+                    time: clock().saturating_duration_since(begun),
+                };
+                self.curve.observe(Point {
+                    rows: cost,
+                    time: pass.time,
+                });
                 self.failed_passes = 0;
                 turn.pass = Some(pass);
             }
@@ -206,7 +220,12 @@ impl<M: StageModel> Batcher<M> {
             let job = &mut self.jobs[job];
             if !job.is_done() {
                 let (step, of) = job.progress();
-                turn.events.push(Event::Stepped { ticket: job.ticket, step, of, rows: job.checkpoint() });
+                turn.events.push(Event::Stepped {
+                    ticket: job.ticket,
+                    step,
+                    of,
+                    rows: job.checkpoint(),
+                });
             }
         }
         self.drop_failed(&mut turn);
@@ -246,12 +265,20 @@ impl<M: StageModel> Batcher<M> {
         for job in &mut self.jobs {
             let ticket = job.ticket;
             let rows = job.newly_done().into_iter();
-            turn.events.extend(rows.map(|(index, tokens)| Event::Row { ticket, index, tokens }));
+            turn.events.extend(rows.map(|(index, tokens)| Event::Row {
+                ticket,
+                index,
+                tokens,
+            }));
         }
         self.jobs.retain(|job| {
             if job.is_done() {
                 let begun_at = job.begun_at.unwrap_or(now);
-                turn.events.push(Event::Done { ticket: job.ticket, begun_at, ended_at: now });
+                turn.events.push(Event::Done {
+                    ticket: job.ticket,
+                    begun_at,
+                    ended_at: now,
+                });
             }
             !job.is_done()
         });
@@ -259,7 +286,9 @@ impl<M: StageModel> Batcher<M> {
 
     /// The rows of the next pass, ordered by job and row.
     fn choose(&self, now: Instant) -> Vec<Chosen> {
-        let Settings { row_budget, ageing, .. } = self.settings;
+        let Settings {
+            row_budget, ageing, ..
+        } = self.settings;
         let mut ranked: Vec<_> = self
             .jobs
             .iter()
@@ -267,7 +296,9 @@ impl<M: StageModel> Batcher<M> {
             .map(|(index, job)| (job.standing(&self.curve, row_budget).rank(now, ageing), index))
             .collect();
         ranked.sort_unstable();
-        let offered = ranked.into_iter().map(|(_, index)| (index, self.jobs[index].costs()));
+        let offered = ranked
+            .into_iter()
+            .map(|(_, index)| (index, self.jobs[index].costs()));
         let mut chosen = policy::choose(offered, row_budget);
         chosen.sort_unstable();
         chosen
@@ -276,13 +307,17 @@ impl<M: StageModel> Batcher<M> {
     /// Conditions the chosen jobs that are not yet, all of them at once; if that fails, one by one, and the culprit fails
     /// alone. Returns the rows that can run, with the indices that hold after the culprits have left.
     fn condition(&mut self, chosen: Vec<Chosen>, turn: &mut Turn) -> Vec<Chosen> {
-        let fresh: Vec<usize> =
-            by_job(&chosen).map(|(job, _)| job).filter(|job| !self.jobs[*job].inputs().is_empty()).collect();
+        let fresh: Vec<usize> = by_job(&chosen)
+            .map(|(job, _)| job)
+            .filter(|job| !self.jobs[*job].inputs().is_empty())
+            .collect();
         if fresh.is_empty() {
             return chosen;
         }
-        let together: Vec<ConditioningInput> =
-            fresh.iter().flat_map(|job| self.jobs[*job].inputs().iter().cloned()).collect();
+        let together: Vec<ConditioningInput> = fresh
+            .iter()
+            .flat_map(|job| self.jobs[*job].inputs().iter().cloned())
+            .collect();
         let mut shared = self.run_condition(&together).ok().map(|all| all.into_iter());
         for job in fresh {
             let count = self.jobs[job].inputs().len();
@@ -301,14 +336,22 @@ impl<M: StageModel> Batcher<M> {
                 Err(error) => Some(JobFault::Model(error)),
             };
             if let Some(fault) = fault {
-                turn.events.push(Event::Failed { ticket: self.jobs[job].ticket, fault });
+                turn.events.push(Event::Failed {
+                    ticket: self.jobs[job].ticket,
+                    fault,
+                });
             }
         }
-        let tickets: Vec<(Ticket, usize)> =
-            chosen.iter().map(|chosen| (self.jobs[chosen.job].ticket, chosen.row)).collect();
+        let tickets: Vec<(Ticket, usize)> = chosen
+            .iter()
+            .map(|chosen| (self.jobs[chosen.job].ticket, chosen.row))
+            .collect();
         self.drop_failed(turn);
         let find = |ticket| self.jobs.iter().position(|job| job.ticket == ticket);
-        tickets.into_iter().filter_map(|(ticket, row)| find(ticket).map(|job| Chosen { job, row })).collect()
+        tickets
+            .into_iter()
+            .filter_map(|(ticket, row)| find(ticket).map(|job| Chosen { job, row }))
+            .collect()
     }
 
     /// Conditions in passes of at most the row budget.
@@ -317,7 +360,11 @@ impl<M: StageModel> Batcher<M> {
         for part in inputs.chunks(self.settings.row_budget.max(1)) {
             let conditioning = self.model.condition(part).map_err(|error| error.to_string())?;
             if conditioning.len() != part.len() {
-                return Err(format!("{} conditionings for {} inputs", conditioning.len(), part.len()));
+                return Err(format!(
+                    "{} conditionings for {} inputs",
+                    conditioning.len(),
+                    part.len()
+                ));
             }
             all.extend(conditioning);
         }
@@ -345,7 +392,11 @@ impl<M: StageModel> Batcher<M> {
         error: &str,
         turn: &mut Turn,
     ) -> Result<(), DeviceFault> {
-        warn!(error, rows = chosen.len(), "a pass failed; running its rows one by one");
+        warn!(
+            error,
+            rows = chosen.len(),
+            "a pass failed; running its rows one by one"
+        );
         metrics::counter!("muse_failed_passes_total").increment(1);
         let mut computed = 0usize;
         let mut failed: Vec<usize> = Vec::new();
@@ -363,13 +414,19 @@ impl<M: StageModel> Batcher<M> {
                 Err(error) => {
                     failed.push(chosen.job);
                     let ticket = self.jobs[chosen.job].ticket;
-                    turn.events.push(Event::Failed { ticket, fault: JobFault::Model(error) });
+                    turn.events.push(Event::Failed {
+                        ticket,
+                        fault: JobFault::Model(error),
+                    });
                 }
             }
         }
         self.failed_passes = if computed > 0 { 0 } else { self.failed_passes + 1 };
         if self.failed_passes >= self.settings.max_failed_passes {
-            return Err(DeviceFault { passes: self.failed_passes, last: error.to_owned() });
+            return Err(DeviceFault {
+                passes: self.failed_passes,
+                last: error.to_owned(),
+            });
         }
         Ok(())
     }
@@ -393,5 +450,7 @@ impl<M: StageModel> Batcher<M> {
 
 /// Chosen rows, ordered by job, as (job, its rows).
 fn by_job(chosen: &[Chosen]) -> impl Iterator<Item = (usize, &[Chosen])> {
-    chosen.chunk_by(|left, right| left.job == right.job).map(|rows| (rows[0].job, rows))
+    chosen
+        .chunk_by(|left, right| left.job == right.job)
+        .map(|rows| (rows[0].job, rows))
 }

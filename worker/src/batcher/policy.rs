@@ -50,10 +50,17 @@ impl Standing {
         let aged = waited.as_nanos() / ageing.interval.as_nanos().max(1);
         let level = u64::from(self.priority).saturating_add(u64::try_from(aged).unwrap_or(u64::MAX));
         let urgency = self.deadline.map_or(u32::MAX, |deadline| {
-            let slack = deadline.saturating_duration_since(now).saturating_sub(self.remaining);
+            let slack = deadline
+                .saturating_duration_since(now)
+                .saturating_sub(self.remaining);
             u64::BITS - slack.as_secs().leading_zeros()
         });
-        Rank { level: Reverse(level), urgency, queued_at: self.queued_at, arrival: self.arrival }
+        Rank {
+            level: Reverse(level),
+            urgency,
+            queued_at: self.queued_at,
+            arrival: self.arrival,
+        }
     }
 }
 
@@ -97,10 +104,18 @@ mod tests {
 
     use super::*;
 
-    const AGEING: Ageing = Ageing { interval: Duration::from_secs(60) };
+    const AGEING: Ageing = Ageing {
+        interval: Duration::from_secs(60),
+    };
 
     fn standing(priority: u8, queued_at: Instant, arrival: u64) -> Standing {
-        Standing { priority, queued_at, deadline: None, remaining: Duration::ZERO, arrival }
+        Standing {
+            priority,
+            queued_at,
+            deadline: None,
+            remaining: Duration::ZERO,
+            arrival,
+        }
     }
 
     #[test]
@@ -122,8 +137,14 @@ mod tests {
     #[test]
     fn of_equal_priority_the_one_with_little_slack_goes_first() {
         let now = Instant::now() + Duration::from_secs(1000);
-        let older = Standing { deadline: Some(now + Duration::from_secs(600)), ..standing(2, now, 0) };
-        let urgent = Standing { deadline: Some(now + Duration::from_secs(5)), ..standing(2, now, 1) };
+        let older = Standing {
+            deadline: Some(now + Duration::from_secs(600)),
+            ..standing(2, now, 0)
+        };
+        let urgent = Standing {
+            deadline: Some(now + Duration::from_secs(5)),
+            ..standing(2, now, 1)
+        };
         let busy = Standing {
             deadline: Some(now + Duration::from_secs(600)),
             remaining: Duration::from_secs(590),
@@ -138,8 +159,14 @@ mod tests {
     #[test]
     fn nearly_equal_slack_leaves_the_older_job_its_place() {
         let now = Instant::now() + Duration::from_secs(1000);
-        let older = Standing { deadline: Some(now + Duration::from_secs(501)), ..standing(2, now, 0) };
-        let newer = Standing { deadline: Some(now + Duration::from_secs(500)), ..standing(2, now, 1) };
+        let older = Standing {
+            deadline: Some(now + Duration::from_secs(501)),
+            ..standing(2, now, 0)
+        };
+        let newer = Standing {
+            deadline: Some(now + Duration::from_secs(500)),
+            ..standing(2, now, 1)
+        };
         assert!(older.rank(now, AGEING) < newer.rank(now, AGEING));
     }
 

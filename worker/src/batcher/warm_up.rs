@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use muse_engine::{ConditioningInput, Row, RowConditioning, RowError, RowSettings, Sampling, StageError, StageModel};
+use muse_engine::{
+    ConditioningInput, Row, RowConditioning, RowError, RowSettings, Sampling, StageError, StageModel,
+};
 
 use super::curve::{PassCurve, Point, warm_up_sizes};
 
@@ -59,9 +61,15 @@ pub fn warm_up<M: StageModel>(
                     image_index: index as u32,
                     stage: spec.stage,
                     // Without guidance a row costs 1, so any size can be made.
-                    sampling: Sampling { guidance: 0.0, ..spec.defaults.clone() },
+                    sampling: Sampling {
+                        guidance: 0.0,
+                        ..spec.defaults.clone()
+                    },
                 };
-                let conditioning = RowConditioning { conditional: conditional.clone(), unconditional: None };
+                let conditioning = RowConditioning {
+                    conditional: conditional.clone(),
+                    unconditional: None,
+                };
                 Row::text_to_image(&spec, settings, conditioning)
             });
             let mut rows = fresh.collect::<Result<Vec<_>, _>>()?;

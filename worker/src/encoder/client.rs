@@ -74,9 +74,11 @@ impl Client {
         let members = config.endpoints.iter().map(|name| {
             let channel = muse_service::client::connect(name, &config.client)
                 .map_err(|error| ConfigError::invalid("encoder.endpoints", error.to_string()))?;
-            let client = TextEncoderClient::new(channel)
-                .max_decoding_message_size(config.max_message_bytes);
-            Ok(Member { client, cool_until: Mutex::new(None) })
+            let client = TextEncoderClient::new(channel).max_decoding_message_size(config.max_message_bytes);
+            Ok(Member {
+                client,
+                cool_until: Mutex::new(None),
+            })
         });
         let members = members.collect::<Result<Vec<_>, ConfigError>>()?;
         let cache = moka::future::Cache::builder()
@@ -123,7 +125,11 @@ impl Client {
                     }
                     Answer::Refused(message) => return Err(EmbedError::Invalid(message)),
                     Answer::Failed(message) => {
-                        warn!(encoder = self.names[index], reason = message, "an encoder failed; asking the next");
+                        warn!(
+                            encoder = self.names[index],
+                            reason = message,
+                            "an encoder failed; asking the next"
+                        );
                         metrics::counter!("muse_encoder_failures_total").increment(1);
                         let until = Instant::now() + Duration::from_millis(self.config.cool_down_ms);
                         self.cool(index, Some(until));
@@ -135,7 +141,10 @@ impl Client {
                 }
             }
             if begun.elapsed() >= patience {
-                return Err(EmbedError::Unavailable { waited: begun.elapsed(), last });
+                return Err(EmbedError::Unavailable {
+                    waited: begun.elapsed(),
+                    last,
+                });
             }
             tokio::time::sleep(pause.min(patience.saturating_sub(begun.elapsed()))).await;
             pause = (pause * 2).min(first_pause * 10);
@@ -147,14 +156,20 @@ impl Client {
         let now = Instant::now();
         let mut order = rendezvous::order(&self.names, &self.bundle_digest, text);
         order.sort_by_key(|index| {
-            let cool = self.members[*index].cool_until.lock().unwrap_or_else(PoisonError::into_inner);
+            let cool = self.members[*index]
+                .cool_until
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             cool.is_some_and(|until| until > now)
         });
         order
     }
 
     fn cool(&self, index: usize, until: Option<Instant>) {
-        *self.members[index].cool_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        *self.members[index]
+            .cool_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = until;
     }
 
     async fn call(&self, index: usize, text: &str) -> Answer {
@@ -183,7 +198,8 @@ impl Client {
         let [tokens, width] = <[u64; 2]>::try_from(tensor.shape.clone())
             .map_err(|shape| format!("an embedding of shape {shape:?}, not [tokens, width]"))?;
         let (tokens, width) = (tokens as usize, width as usize);
-        let fits = tensor.element_type() == ElementType::F32 && width == self.width && tokens <= self.max_tokens;
+        let fits =
+            tensor.element_type() == ElementType::F32 && width == self.width && tokens <= self.max_tokens;
         let embedding = fits
             .then(|| Embedding::new(floats(&tensor.data), tokens, width))
             .flatten()

@@ -30,7 +30,9 @@ mod tests {
     use super::*;
 
     fn endpoints(count: usize) -> Vec<String> {
-        (0..count).map(|index| format!("http://encoder-{index}:50052")).collect()
+        (0..count)
+            .map(|index| format!("http://encoder-{index}:50052"))
+            .collect()
     }
 
     fn first<'a>(endpoints: &'a [String], text: &str) -> &'a str {
@@ -67,7 +69,10 @@ mod tests {
         for prompt in 0..400 {
             counts[order(&all, "digest", &format!("prompt {prompt}"))[0]] += 1;
         }
-        assert!(counts.iter().all(|count| (60..=140).contains(count)), "{counts:?}");
+        assert!(
+            counts.iter().all(|count| (60..=140).contains(count)),
+            "{counts:?}"
+        );
     }
 
     #[test]

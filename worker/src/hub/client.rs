@@ -119,7 +119,17 @@ impl<J: Jobs> Client<J> {
         }
         // Shards start at different gateways, so that they spread.
         let next_endpoint = rand::random_range(0..endpoints.len());
-        Ok(Client { config, endpoints, hello, protocol, jobs, reports, standing, next_endpoint, failures: 0 })
+        Ok(Client {
+            config,
+            endpoints,
+            hello,
+            protocol,
+            jobs,
+            reports,
+            standing,
+            next_endpoint,
+            failures: 0,
+        })
     }
 
     /// Works until the shutdown is requested, or a gateway says to drain, and everything held is given back.
@@ -210,7 +220,9 @@ impl<J: Jobs> Client<J> {
         let wait = backoff(self.failures, &self.config, rand::random::<f64>());
         let limit = Duration::from_millis(self.config.attach_timeout_ms);
         let max_message = self.config.max_message_bytes;
-        let hello = AttachRequest { message: Some(attach_request::Message::Hello(self.hello.clone())) };
+        let hello = AttachRequest {
+            message: Some(attach_request::Message::Hello(self.hello.clone())),
+        };
         Box::pin(async move {
             tokio::time::sleep(wait).await;
             tokio::time::timeout(limit, open(endpoint, hello, max_message))
@@ -233,9 +245,15 @@ impl<J: Jobs> Client<J> {
 
     fn lost(&mut self, reason: &str) {
         if self.protocol.is_attached() {
-            warn!(reason, leases = self.protocol.leases(), "lost the gateway; attaching to another, jobs go on");
+            warn!(
+                reason,
+                leases = self.protocol.leases(),
+                "lost the gateway; attaching to another, jobs go on"
+            );
+        } else if (self.failures + 1).is_power_of_two() {
+            warn!(reason, attempts = self.failures + 1, "could not attach");
         } else {
-            warn!(reason, attempt = self.failures + 1, "could not attach");
+            debug!(reason, attempts = self.failures + 1, "could not attach");
         }
         self.failures = self.failures.saturating_add(1);
         self.protocol.detached();
@@ -257,7 +275,12 @@ impl<J: Jobs> Client<J> {
                         report = matched.report,
                         "the gateway refused a report as wrong"
                     ),
-                    outcome => debug!(job_id = ack.job_id, report = matched.report, ?outcome, "acknowledged"),
+                    outcome => debug!(
+                        job_id = ack.job_id,
+                        report = matched.report,
+                        ?outcome,
+                        "acknowledged"
+                    ),
                 },
                 None => debug!(job_id = ack.job_id, "an acknowledgement of nothing owed"),
             },
@@ -285,7 +308,11 @@ impl<J: Jobs> Client<J> {
 
     fn revoke(&mut self, revoke: &Revoke) {
         if let Some(ticket) = self.protocol.revoke(revoke) {
-            info!(job_id = revoke.job_id, reason = revoke.reason().as_str_name(), "revoked");
+            info!(
+                job_id = revoke.job_id,
+                reason = revoke.reason().as_str_name(),
+                "revoked"
+            );
             self.jobs.drop_job(ticket);
         }
     }
@@ -297,12 +324,17 @@ fn backoff(failures: u32, config: &Hub, random: f64) -> Duration {
     if failures == 0 {
         return Duration::ZERO;
     }
-    let doubled = config.backoff_initial_ms.saturating_mul(1 << (failures - 1).min(30));
+    let doubled = config
+        .backoff_initial_ms
+        .saturating_mul(1 << (failures - 1).min(30));
     Duration::from_millis(doubled.min(config.backoff_max_ms)).mul_f64(random.clamp(0.0, 1.0))
 }
 
 async fn open(endpoint: Endpoint, hello: AttachRequest, max_message: usize) -> Result<Link, AttachError> {
-    let channel = endpoint.connect().await.map_err(|error| AttachError::Connect(causes(&error)))?;
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|error| AttachError::Connect(causes(&error)))?;
     let mut client = WorkerHubClient::new(channel).max_decoding_message_size(max_message);
     // One message ahead: what waits here is lost with the connection, and would be said anew anyway.
     let (outbound, messages) = mpsc::channel(1);
@@ -312,7 +344,10 @@ async fn open(endpoint: Endpoint, hello: AttachRequest, max_message: usize) -> R
         .await
         .map_err(|status| AttachError::Refused(Box::new(status)))?;
     let mut inbound = response.into_inner();
-    let first = inbound.message().await.map_err(|status| AttachError::Refused(Box::new(status)))?;
+    let first = inbound
+        .message()
+        .await
+        .map_err(|status| AttachError::Refused(Box::new(status)))?;
     let Some(attach_response::Message::Welcome(welcome)) = first.and_then(|response| response.message) else {
         return Err(AttachError::NotWelcome);
     };
@@ -321,7 +356,12 @@ async fn open(endpoint: Endpoint, hello: AttachRequest, max_message: usize) -> R
         .and_then(|heartbeat| Duration::try_from(heartbeat).ok())
         .filter(|heartbeat| !heartbeat.is_zero())
         .ok_or(AttachError::NotWelcome)?;
-    Ok(Link { gateway: welcome.gateway_id, heartbeat, outbound, inbound })
+    Ok(Link {
+        gateway: welcome.gateway_id,
+        heartbeat,
+        outbound,
+        inbound,
+    })
 }
 
 /// An error with its causes on one line: tonic's own says "transport error" and no more.
@@ -369,9 +409,17 @@ mod tests {
 
     #[test]
     fn the_first_attempt_goes_at_once_and_later_ones_back_off_to_a_limit() {
-        let config = Hub { backoff_initial_ms: 100, backoff_max_ms: 1000, ..Hub::default() };
+        let config = Hub {
+            backoff_initial_ms: 100,
+            backoff_max_ms: 1000,
+            ..Hub::default()
+        };
         let waits = [0, 1, 2, 4, 5, 40].map(|failures| backoff(failures, &config, 1.0).as_millis());
         assert_eq!(waits, [0, 100, 200, 800, 1000, 1000]);
-        assert_eq!(backoff(3, &config, 0.5).as_millis(), 200, "jitter spreads the shards");
+        assert_eq!(
+            backoff(3, &config, 0.5).as_millis(),
+            200,
+            "jitter spreads the shards"
+        );
     }
 }

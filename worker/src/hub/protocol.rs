@@ -14,8 +14,8 @@ use std::{
 
 use muse_proto::{
     internal::v1::{
-        self as wire, AckOutcome, AttachRequest, Checkpoint, Complete, Credit, Fail, Heartbeat, Lease, LeaseReport,
-        Release, Revoke, attach_request,
+        self as wire, AckOutcome, AttachRequest, Checkpoint, Complete, Credit, Fail, Heartbeat, Lease,
+        LeaseReport, Release, Revoke, attach_request,
     },
     v1::Progress,
 };
@@ -68,7 +68,9 @@ impl Report {
             Report::Fail(fail) => attach_request::Message::Fail(fail.clone()),
             Report::Release(release) => attach_request::Message::Release(release.clone()),
         };
-        AttachRequest { message: Some(message) }
+        AttachRequest {
+            message: Some(message),
+        }
     }
 
     /// Name for logs.
@@ -129,6 +131,9 @@ struct Held {
 struct Link {
     heartbeat: Duration,
     last_heartbeat: Option<Instant>,
+    /// The last heartbeat that carried checkpoints. Those that go out early for progress's sake do not: grids are large
+    /// beside it, and each is stored.
+    last_full: Option<Instant>,
     progress_told: u64,
     rate: Rate,
     /// The credit that the gateway still has from us: what was sent, less the leases since. `None`: nothing sent yet.
@@ -184,8 +189,14 @@ impl Protocol {
 
     /// A gateway welcomed us. Everything held is told again: what the last connection carried may be lost.
     pub fn attached(&mut self, heartbeat: Duration) {
-        self.link =
-            Some(Link { heartbeat, last_heartbeat: None, progress_told: 0, rate: Rate::default(), credit: None });
+        self.link = Some(Link {
+            heartbeat,
+            last_heartbeat: None,
+            last_full: None,
+            progress_told: 0,
+            rate: Rate::default(),
+            credit: None,
+        });
         for held in self.held.values_mut() {
             match &mut held.state {
                 State::Working { told } => *told = None,
@@ -235,7 +246,10 @@ impl Protocol {
                 nonce: lease.nonce.clone(),
                 checkpoint: lease.checkpoint.clone(),
             };
-            State::Reported { report: Report::Release(release), sent: None }
+            State::Reported {
+                report: Report::Release(release),
+                sent: None,
+            }
         } else {
             State::Working { told: None }
         };
@@ -243,9 +257,19 @@ impl Protocol {
         self.tickets.insert(key, ticket);
         self.held.insert(
             ticket,
-            Held { job_id: lease.job_id.clone(), nonce: lease.nonce.clone(), rows, state, progress: None },
+            Held {
+                job_id: lease.job_id.clone(),
+                nonce: lease.nonce.clone(),
+                rows,
+                state,
+                progress: None,
+            },
         );
-        if given_back { Taken::GivenBack } else { Taken::Start { ticket, replaces } }
+        if given_back {
+            Taken::GivenBack
+        } else {
+            Taken::Start { ticket, replaces }
+        }
     }
 
     /// The hub wants a job dropped. Returns what to stop. A report that is already owed stays until its acknowledgement,
@@ -269,7 +293,11 @@ impl Protocol {
         };
         let report = report.kind();
         self.forget(ticket);
-        Some(Ack { ticket, report, outcome: ack.outcome() })
+        Some(Ack {
+            ticket,
+            report,
+            outcome: ack.outcome(),
+        })
     }
 
     // === what comes of jobs ===
@@ -309,12 +337,17 @@ impl Protocol {
 
     /// Reports that the hub has not acknowledged.
     pub fn owed(&self) -> usize {
-        self.held.values().filter(|held| matches!(held.state, State::Reported { .. })).count()
+        self.held
+            .values()
+            .filter(|held| matches!(held.state, State::Reported { .. }))
+            .count()
     }
 
     /// Rows held, those of reports included.
     pub fn rows(&self) -> u32 {
-        self.held.values().fold(0, |sum, held| sum.saturating_add(held.rows))
+        self.held
+            .values()
+            .fold(0, |sum, held| sum.saturating_add(held.rows))
     }
 
     fn working_rows(&self) -> u32 {
@@ -326,7 +359,11 @@ impl Protocol {
 
     /// Rows that would be taken now.
     pub fn credit(&self) -> u32 {
-        if self.draining { 0 } else { self.limits.capacity.saturating_sub(self.rows()) }
+        if self.draining {
+            0
+        } else {
+            self.limits.capacity.saturating_sub(self.rows())
+        }
     }
 
     fn forget(&mut self, ticket: Ticket) {
@@ -359,7 +396,9 @@ impl Protocol {
         let link = self.link.as_mut()?;
         if link.credit != Some(rows) {
             link.credit = Some(rows);
-            return Some(AttachRequest { message: Some(attach_request::Message::Credit(Credit { rows })) });
+            return Some(AttachRequest {
+                message: Some(attach_request::Message::Credit(Credit { rows })),
+            });
         }
         None
     }
@@ -367,21 +406,30 @@ impl Protocol {
     /// When [`Protocol::next_message`] should be asked again if nothing else happens; `None` while detached.
     pub fn next_wake(&self, now: Instant) -> Option<Instant> {
         let link = self.link.as_ref()?;
-        let heartbeat = link.last_heartbeat.map_or(now, |last| last + link.heartbeat);
+        let heartbeat = link.last_full.map_or(now, |last| last + link.heartbeat);
         let resend = self.held.values().filter_map(|held| match &held.state {
             State::Reported { sent: Some(sent), .. } => Some(*sent + self.limits.resend_after),
             _ => None,
         });
         // Whether there is progress is seen only by looking.
-        let progress = self.limits.progress_interval.filter(|_| self.working_rows() > 0).map(|interval| now + interval);
+        let progress = self
+            .limits
+            .progress_interval
+            .filter(|_| self.working_rows() > 0)
+            .map(|interval| now + interval);
         resend.chain(progress).chain([heartbeat]).min()
     }
 
     fn heartbeat_due(&self, now: Instant, progress_version: u64) -> bool {
         let Some(link) = &self.link else { return false };
-        let Some(last) = link.last_heartbeat else { return true };
-        let early = self.limits.progress_interval.filter(|_| progress_version != link.progress_told);
-        last + early.map_or(link.heartbeat, |early| early.min(link.heartbeat)) <= now
+        let (Some(last), Some(last_full)) = (link.last_heartbeat, link.last_full) else {
+            return true;
+        };
+        let early = self
+            .limits
+            .progress_interval
+            .filter(|_| progress_version != link.progress_told);
+        last_full + link.heartbeat <= now || early.is_some_and(|early| last + early <= now)
     }
 
     fn heartbeat(&mut self, now: Instant, jobs: &dyn super::Jobs) -> Option<Heartbeat> {
@@ -390,6 +438,10 @@ impl Protocol {
         let link = self.link.as_mut()?;
         let passes_per_second = link.rate.update(now, jobs.passes());
         link.last_heartbeat = Some(now);
+        let full = link.last_full.is_none_or(|last| last + link.heartbeat <= now);
+        if full {
+            link.last_full = Some(now);
+        }
         link.progress_told = jobs.progress_version();
         let leases = self.held.iter_mut().map(|(ticket, held)| {
             let mut report = LeaseReport {
@@ -403,14 +455,19 @@ impl Protocol {
             {
                 held.progress = Some(snapshot.progress);
                 report.progress = held.progress;
-                if *told != Some(snapshot.version) {
+                if full && *told != Some(snapshot.version) {
                     *told = Some(snapshot.version);
                     report.checkpoint = snapshot.checkpoint;
                 }
             }
             report
         });
-        Some(Heartbeat { leases: leases.collect(), rows, passes_per_second, draining })
+        Some(Heartbeat {
+            leases: leases.collect(),
+            rows,
+            passes_per_second,
+            draining,
+        })
     }
 }
 

@@ -2,12 +2,18 @@
 
 use std::{
     collections::HashMap,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use muse_proto::internal::v1::Lease;
+use futures::FutureExt as _;
+use muse_proto::{
+    internal::v1::{Fail, Lease},
+    v1::{JobError, JobErrorReason},
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use crate::{
     board::Board,
@@ -62,7 +68,11 @@ struct Entry {
 impl Shard {
     /// Jobs report to `reports`.
     pub fn new(parts: Parts, reports: mpsc::Sender<(Ticket, Report)>) -> Self {
-        Shard { parts: Arc::new(parts), reports, controls: Controls::default() }
+        Shard {
+            parts: Arc::new(parts),
+            reports,
+            controls: Controls::default(),
+        }
     }
 }
 
@@ -70,10 +80,30 @@ impl Jobs for Shard {
     fn start(&mut self, ticket: Ticket, lease: Lease) {
         let control = Control::default();
         lock(&self.controls).insert(ticket, control.clone());
-        let entry = Entry { ticket, controls: self.controls.clone(), parts: self.parts.clone() };
+        let entry = Entry {
+            ticket,
+            controls: self.controls.clone(),
+            parts: self.parts.clone(),
+        };
         let (parts, reports) = (self.parts.clone(), self.reports.clone());
+        let (job_id, nonce) = (lease.job_id.clone(), lease.nonce.clone());
         tokio::spawn(async move {
-            if let Some(report) = super::run_job::run(&parts, ticket, lease, control).await {
+            // A job whose task crashed must not be held for ever by heartbeats.
+            let work = AssertUnwindSafe(super::run_job::run(&parts, ticket, lease, control));
+            let report = work.catch_unwind().await.unwrap_or_else(|_| {
+                error!(job_id, "the job's task crashed");
+                let error = Some(JobError {
+                    reason: JobErrorReason::Internal as i32,
+                    message: "the worker failed on it".to_owned(),
+                });
+                Some(Report::Fail(Fail {
+                    job_id,
+                    nonce,
+                    error,
+                    retriable: true,
+                }))
+            });
+            if let Some(report) = report {
                 // The hub client ends only when nobody waits for reports any more.
                 let _ = reports.send((ticket, report)).await;
             }

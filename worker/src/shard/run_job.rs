@@ -50,11 +50,18 @@ struct Timing {
 /// Runs a job and returns its report; `None` when it was dropped.
 pub(super) async fn run(parts: &Parts, ticket: Ticket, lease: Lease, control: Control) -> Option<Report> {
     let stage = parts.acceptance.stage();
-    let span = info_span!("job", job_id = lease.job_id, stage = stage.as_str(), worker_id = parts.worker_id);
+    let span = info_span!(
+        "job",
+        job_id = lease.job_id,
+        stage = stage.as_str(),
+        worker_id = parts.worker_id
+    );
     trace_context::set_parent(&span, &lease.traceparent);
     let (job_id, nonce) = (lease.job_id.clone(), lease.nonce.clone());
     let begun = Instant::now();
-    let outcome = complete_stage(parts, ticket, lease, &control).instrument(span.clone()).await;
+    let outcome = complete_stage(parts, ticket, lease, &control)
+        .instrument(span.clone())
+        .await;
     let _entered = span.entered();
     let (outcome, report) = match outcome {
         Ok((result, timing)) => {
@@ -87,12 +94,30 @@ pub(super) async fn run(parts: &Parts, ticket: Ticket, lease: Lease, control: Co
         }
         Err(Stop::Fail(reason, message, retriable)) => {
             warn!(reason = reason.as_str_name(), retriable, message, "failed");
-            let error = Some(JobError { reason: reason as i32, message });
-            ("failed", Some(Report::Fail(Fail { job_id, nonce, error, retriable })))
+            let error = Some(JobError {
+                reason: reason as i32,
+                message,
+            });
+            (
+                "failed",
+                Some(Report::Fail(Fail {
+                    job_id,
+                    nonce,
+                    error,
+                    retriable,
+                })),
+            )
         }
         Err(Stop::Release(checkpoint)) => {
             info!(checkpoint = checkpoint.is_some(), "given back");
-            ("released", Some(Report::Release(Release { job_id, nonce, checkpoint })))
+            (
+                "released",
+                Some(Report::Release(Release {
+                    job_id,
+                    nonce,
+                    checkpoint,
+                })),
+            )
         }
         Err(Stop::Dropped) => {
             debug!("dropped");
@@ -112,7 +137,10 @@ async fn complete_stage(
     let leased_at = Instant::now();
     let accepted = parts.acceptance.check(&lease).map_err(Stop::from)?;
     parts.board.write(ticket, accepted.step(), accepted.steps(), None);
-    let mut timing = Timing { wait: accepted.waited, ..Timing::default() };
+    let mut timing = Timing {
+        wait: accepted.waited,
+        ..Timing::default()
+    };
 
     let embeddings = tokio::select! {
         embeddings = embed(parts, &accepted).instrument(info_span!("embed")) => embeddings?,
@@ -145,7 +173,11 @@ async fn complete_stage(
 async fn embed(parts: &Parts, accepted: &Accepted) -> Result<HashMap<String, Embedding>, Stop> {
     let texts = accepted.texts();
     let calls = texts.iter().map(|text| async {
-        parts.encoder.embed(text).await.map(|embedding| ((*text).to_owned(), embedding))
+        parts
+            .encoder
+            .embed(text)
+            .await
+            .map(|embedding| ((*text).to_owned(), embedding))
     });
     let embeddings = try_join_all(calls).await.map_err(Stop::from)?;
     Ok(embeddings.into_iter().collect())
@@ -219,7 +251,10 @@ async fn decode(
             Some(JobEvent::Overdue) => return Err(Stop::overdue()),
             Some(JobEvent::Released(rows)) => {
                 // Before its first step it is as far as it came.
-                let checkpoint = rows.iter().any(|row| row.step > 0).then(|| checkpoint::to_wire(stage, &rows));
+                let checkpoint = rows
+                    .iter()
+                    .any(|row| row.step > 0)
+                    .then(|| checkpoint::to_wire(stage, &rows));
                 return Err(Stop::Release(checkpoint.or(resumed_from)));
             }
             None => return Err(stranded(parts, ticket, resumed_from, control).await),
@@ -230,7 +265,12 @@ async fn decode(
 /// The device has gone under a job. If its model is broken, the shard drains, and the job goes to another with what the board
 /// last saw. If the thread crashed, the process ends without a word, so that the crash counts against the jobs it held:
 /// one of them may be the cause.
-async fn stranded(parts: &Parts, ticket: Ticket, resumed_from: Option<Checkpoint>, control: &Control) -> Stop {
+async fn stranded(
+    parts: &Parts,
+    ticket: Ticket,
+    resumed_from: Option<Checkpoint>,
+    control: &Control,
+) -> Stop {
     tokio::select! {
         () = control.dropped.cancelled() => Stop::Dropped,
         () = control.released.cancelled() => Stop::Release(parts.board.checkpoint(ticket).or(resumed_from)),
@@ -246,7 +286,11 @@ async fn overdue(deadline: Option<Instant>) {
 
 impl Stop {
     fn overdue() -> Self {
-        Stop::Fail(JobErrorReason::DeadlineExceeded, "its deadline passed before it was done".to_owned(), false)
+        Stop::Fail(
+            JobErrorReason::DeadlineExceeded,
+            "its deadline passed before it was done".to_owned(),
+            false,
+        )
     }
 }
 

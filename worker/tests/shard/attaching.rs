@@ -16,7 +16,11 @@ use crate::{
 async fn a_lost_gateway_is_replaced_by_another_and_its_leases_are_finished_there() {
     let encoder = FakeEncoder::start().await;
     let (mut first, mut second) = (FakeGateway::start().await, FakeGateway::start().await);
-    let mut config = config(Stage::Superres, &[first.endpoint(), second.endpoint()], &[&encoder]);
+    let mut config = config(
+        Stage::Superres,
+        &[first.endpoint(), second.endpoint()],
+        &[&encoder],
+    );
     config.batcher.row_budget = Some(2);
     let worker = Running::start(config).await;
     // The worker starts at either.
@@ -25,10 +29,22 @@ async fn a_lost_gateway_is_replaced_by_another_and_its_leases_are_finished_there
         session = second.session() => (session, second, &mut first),
     };
     session.welcome().await;
-    let sampling = Sampling { steps: Some(40), ..Sampling::default() };
-    let lease = Wish { count: 6, sampling, ..wish(1, Stage::Superres) }.lease();
+    let sampling = Sampling {
+        steps: Some(40),
+        ..Sampling::default()
+    };
+    let lease = Wish {
+        count: 6,
+        sampling,
+        ..wish(1, Stage::Superres)
+    }
+    .lease();
     session.lease(&lease).await;
-    session.heartbeat("the lease", |heartbeat| heartbeat.leases.iter().any(|it| it.checkpoint.is_some())).await;
+    session
+        .heartbeat("the lease", |heartbeat| {
+            heartbeat.leases.iter().any(|it| it.checkpoint.is_some())
+        })
+        .await;
     let worker_id = session.hello.worker_id.clone();
     drop(session);
     lost.stop();
@@ -37,7 +53,10 @@ async fn a_lost_gateway_is_replaced_by_another_and_its_leases_are_finished_there
     assert_eq!(session.hello.worker_id, worker_id);
     let heartbeat = session.heartbeat("the first heartbeat", |_| true).await;
     assert_eq!(heartbeat.leases.len(), 1, "{heartbeat:?}");
-    assert!(heartbeat.leases[0].checkpoint.is_some(), "a new gateway may not know it: {heartbeat:?}");
+    assert!(
+        heartbeat.leases[0].checkpoint.is_some(),
+        "a new gateway may not know it: {heartbeat:?}"
+    );
     assert!(matches!(session.report(&lease).await, Message::Complete(_)));
     session.ack(&lease).await;
     worker.stop().await;
@@ -54,7 +73,11 @@ async fn a_result_that_was_not_acknowledged_is_sent_again_until_it_is() {
     let lease = wish(1, Stage::Base).lease();
     session.lease(&lease).await;
     let first = session.report(&lease).await;
-    assert_eq!(session.report(&lease).await, first, "again on the same connection");
+    assert_eq!(
+        session.report(&lease).await,
+        first,
+        "again on the same connection"
+    );
     drop(session);
 
     let mut session = gateway.welcome().await;
@@ -62,7 +85,9 @@ async fn a_result_that_was_not_acknowledged_is_sent_again_until_it_is() {
     assert_eq!(heartbeat.leases.len(), 1, "{heartbeat:?}");
     assert_eq!(session.report(&lease).await, first, "again on the next");
     session.ack(&lease).await;
-    session.heartbeat("an end", |heartbeat| heartbeat.leases.is_empty()).await;
+    session
+        .heartbeat("an end", |heartbeat| heartbeat.leases.is_empty())
+        .await;
     assert!(credit > 0);
     worker.stop().await;
 }
@@ -74,12 +99,24 @@ async fn a_revoked_job_is_dropped_without_a_report() {
     config.batcher.row_budget = Some(2);
     let worker = Running::start(config).await;
     let mut session = gateway.welcome().await;
-    let sampling = Sampling { steps: Some(90), ..Sampling::default() };
-    let long = Wish { count: 16, sampling, ..wish(1, Stage::Superres) }.lease();
+    let sampling = Sampling {
+        steps: Some(90),
+        ..Sampling::default()
+    };
+    let long = Wish {
+        count: 16,
+        sampling,
+        ..wish(1, Stage::Superres)
+    }
+    .lease();
     session.lease(&long).await;
     session.heartbeat("rows", |heartbeat| heartbeat.rows == 16).await;
     session.revoke(&long).await;
-    session.heartbeat("no rows", |heartbeat| heartbeat.rows == 0 && heartbeat.leases.is_empty()).await;
+    session
+        .heartbeat("no rows", |heartbeat| {
+            heartbeat.rows == 0 && heartbeat.leases.is_empty()
+        })
+        .await;
     // What is leased next is not held up by it.
     let next = wish(2, Stage::Superres).lease();
     session.lease(&next).await;
@@ -95,7 +132,9 @@ async fn a_worker_is_ready_while_it_is_attached() {
     let session = gateway.session().await;
     assert!(!worker.readiness.is_ready(), "not welcomed yet");
     session.welcome().await;
-    tokio::time::timeout(PATIENCE, worker.readiness.ready()).await.expect("never ready");
+    tokio::time::timeout(PATIENCE, worker.readiness.ready())
+        .await
+        .expect("never ready");
     worker.shut_down();
     let readiness = worker.readiness.clone();
     worker.ended().await.unwrap();

@@ -17,20 +17,20 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 /// A text that the encoder refuses.
-pub const REFUSED: &str = "refused";
+pub(crate) const REFUSED: &str = "refused";
 
 /// The tiny bundle's.
 const WIDTH: usize = 24;
 
 #[derive(Default)]
-pub struct State {
-    pub calls: AtomicUsize,
-    pub broken: AtomicBool,
+pub(crate) struct State {
+    pub(crate) calls: AtomicUsize,
+    pub(crate) broken: AtomicBool,
 }
 
-pub struct FakeEncoder {
+pub(crate) struct FakeEncoder {
     address: SocketAddr,
-    pub state: Arc<State>,
+    pub(crate) state: Arc<State>,
     server: JoinHandle<()>,
 }
 
@@ -51,39 +51,59 @@ impl TextEncoder for Service {
             let tokens = text.split_whitespace().count() + 1;
             let data: Vec<u8> = (0..tokens * WIDTH)
                 .flat_map(|index| {
-                    let seed = text.bytes().fold(index as u32, |hash, byte| hash.wrapping_mul(31) ^ u32::from(byte));
+                    let seed = text
+                        .bytes()
+                        .fold(index as u32, |hash, byte| hash.wrapping_mul(31) ^ u32::from(byte));
                     ((seed.wrapping_mul(0x9E37_79B9) >> 8) as f32 / (1 << 23) as f32 - 1.0).to_le_bytes()
                 })
                 .collect();
             let shape = vec![tokens as u64, WIDTH as u64];
-            let tensor = Tensor { element_type: ElementType::F32 as i32, shape, data: data.into() };
-            Embedding { embedding: Some(tensor), tokens: tokens as u32, cached: false }
+            let tensor = Tensor {
+                element_type: ElementType::F32 as i32,
+                shape,
+                data: data.into(),
+            };
+            Embedding {
+                embedding: Some(tensor),
+                tokens: tokens as u32,
+                cached: false,
+            }
         });
-        Ok(Response::new(EmbedResponse { embeddings: embeddings.collect() }))
+        Ok(Response::new(EmbedResponse {
+            embeddings: embeddings.collect(),
+        }))
     }
 }
 
 impl FakeEncoder {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State::default());
-        let serve = tonic::transport::Server::builder().add_service(TextEncoderServer::new(Service(state.clone())));
+        let serve =
+            tonic::transport::Server::builder().add_service(TextEncoderServer::new(Service(state.clone())));
         let server = tokio::spawn(async move {
-            serve.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+            serve
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .unwrap();
         });
-        FakeEncoder { address, state, server }
+        FakeEncoder {
+            address,
+            state,
+            server,
+        }
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    pub fn calls(&self) -> usize {
+    pub(crate) fn calls(&self) -> usize {
         self.state.calls.load(Ordering::SeqCst)
     }
 
-    pub fn break_down(&self, broken: bool) {
+    pub(crate) fn break_down(&self, broken: bool) {
         self.state.broken.store(broken, Ordering::SeqCst);
     }
 }

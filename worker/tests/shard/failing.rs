@@ -43,7 +43,14 @@ async fn a_bad_lease_fails_its_job_and_the_worker_goes_on() {
     let mut foreign_token = good().lease();
     let tensor = foreign_token.low_tokens.as_mut().unwrap();
     tensor.data = vec![37u8; tensor.data.len()].into();
-    let short_checkpoint = Wish { checkpoint: Some(Checkpoint { stage: 2, rows: vec![] }), ..good() }.lease();
+    let short_checkpoint = Wish {
+        checkpoint: Some(Checkpoint {
+            stage: 2,
+            rows: vec![],
+        }),
+        ..good()
+    }
+    .lease();
     let mut untrue_checkpoint = good().lease();
     let masked = muse_proto::internal::v1::RowState {
         tokens: Some(muse_worker::grid::row_to_tensor(&[53; 96])),
@@ -52,7 +59,10 @@ async fn a_bad_lease_fails_its_job_and_the_worker_goes_on() {
         initially_masked: 96,
         initially_known: vec![],
     };
-    untrue_checkpoint.checkpoint = Some(Checkpoint { stage: 2, rows: vec![masked] });
+    untrue_checkpoint.checkpoint = Some(Checkpoint {
+        stage: 2,
+        rows: vec![masked],
+    });
     for (nonce, (mut lease, says)) in [
         (no_seed, "seed"),
         (no_low_tokens, "low_tokens"),
@@ -65,16 +75,39 @@ async fn a_bad_lease_fails_its_job_and_the_worker_goes_on() {
     {
         lease.nonce = vec![nonce as u8 + 10; 16];
         let fail = failure(&mut session, &lease).await;
-        assert_eq!((reason(&fail), fail.retriable), (JobErrorReason::Internal, false), "{fail:?}");
+        assert_eq!(
+            (reason(&fail), fail.retriable),
+            (JobErrorReason::Internal, false),
+            "{fail:?}"
+        );
         assert!(fail.error.as_ref().unwrap().message.contains(says), "{fail:?}");
     }
-    let nan = Sampling { guidance: Some(f32::NAN), ..Sampling::default() };
-    let fail = failure(&mut session, &Wish { sampling: nan, ..wish(30, Stage::Superres) }.lease()).await;
-    assert_eq!((reason(&fail), fail.retriable), (JobErrorReason::InvalidRequest, false), "{fail:?}");
+    let nan = Sampling {
+        guidance: Some(f32::NAN),
+        ..Sampling::default()
+    };
+    let fail = failure(
+        &mut session,
+        &Wish {
+            sampling: nan,
+            ..wish(30, Stage::Superres)
+        }
+        .lease(),
+    )
+    .await;
+    assert_eq!(
+        (reason(&fail), fail.retriable),
+        (JobErrorReason::InvalidRequest, false),
+        "{fail:?}"
+    );
     let mut misrouted = wish(31, Stage::Superres).lease();
     misrouted.stage = 1;
     let fail = failure(&mut session, &misrouted).await;
-    assert_eq!((reason(&fail), fail.retriable), (JobErrorReason::Internal, true), "{fail:?}");
+    assert_eq!(
+        (reason(&fail), fail.retriable),
+        (JobErrorReason::Internal, true),
+        "{fail:?}"
+    );
 
     let lease = wish(40, Stage::Superres).lease();
     session.lease(&lease).await;
@@ -88,8 +121,20 @@ async fn a_text_that_the_encoder_refuses_is_the_requests_fault() {
     let (mut gateway, encoder) = (FakeGateway::start().await, FakeEncoder::start().await);
     let worker = Running::start(config(Stage::Base, &[gateway.endpoint()], &[&encoder])).await;
     let mut session = gateway.welcome().await;
-    let fail = failure(&mut session, &Wish { prompt: REFUSED, ..wish(1, Stage::Base) }.lease()).await;
-    assert_eq!((reason(&fail), fail.retriable), (JobErrorReason::InvalidRequest, false), "{fail:?}");
+    let fail = failure(
+        &mut session,
+        &Wish {
+            prompt: REFUSED,
+            ..wish(1, Stage::Base)
+        }
+        .lease(),
+    )
+    .await;
+    assert_eq!(
+        (reason(&fail), fail.retriable),
+        (JobErrorReason::InvalidRequest, false),
+        "{fail:?}"
+    );
     worker.stop().await;
 }
 
@@ -104,19 +149,39 @@ async fn an_encoder_that_fails_is_replaced_by_another_and_without_any_the_attemp
         encoders[broken].break_down(true);
         encoders[1 - broken].break_down(false);
         let prompt = ["", "a house", "a tree"][job as usize];
-        let lease = Wish { prompt, ..wish(job, Stage::Base) }.lease();
+        let lease = Wish {
+            prompt,
+            ..wish(job, Stage::Base)
+        }
+        .lease();
         session.lease(&lease).await;
         let report = session.report(&lease).await;
         assert!(matches!(report, Message::Complete(_)), "{report:?}");
         session.ack(&lease).await;
     }
     encoders.iter().for_each(|encoder| encoder.break_down(true));
-    let fail = failure(&mut session, &Wish { prompt: "a boat", ..wish(3, Stage::Base) }.lease()).await;
-    assert_eq!((reason(&fail), fail.retriable), (JobErrorReason::EncoderUnavailable, true), "{fail:?}");
+    let fail = failure(
+        &mut session,
+        &Wish {
+            prompt: "a boat",
+            ..wish(3, Stage::Base)
+        }
+        .lease(),
+    )
+    .await;
+    assert_eq!(
+        (reason(&fail), fail.retriable),
+        (JobErrorReason::EncoderUnavailable, true),
+        "{fail:?}"
+    );
 
     // What was embedded before is still here.
     let calls: usize = encoders.iter().map(FakeEncoder::calls).sum();
-    let lease = Wish { prompt: "a house", ..wish(4, Stage::Base) }.lease();
+    let lease = Wish {
+        prompt: "a house",
+        ..wish(4, Stage::Base)
+    }
+    .lease();
     session.lease(&lease).await;
     assert!(matches!(session.report(&lease).await, Message::Complete(_)));
     session.ack(&lease).await;
@@ -127,7 +192,12 @@ async fn an_encoder_that_fails_is_replaced_by_another_and_without_any_the_attemp
 /// The line that start-up stops with.
 async fn refusal(config: WorkerConfig) -> String {
     let (_trigger, shutdown) = Shutdown::manual();
-    let error = Worker::bind(config).await.unwrap().serve(shutdown).await.unwrap_err();
+    let error = Worker::bind(config)
+        .await
+        .unwrap()
+        .serve(shutdown)
+        .await
+        .unwrap_err();
     format!("{error:#}")
 }
 
@@ -146,10 +216,16 @@ async fn a_bad_bundle_stops_the_start_with_one_line_that_names_the_file() {
     bytes[1000] ^= 1;
     fs::write(&file, &bytes).unwrap();
     let line = refusal(config.clone()).await;
-    assert!(line.contains("base_step.onnx") && line.contains("SHA-256"), "{line}");
+    assert!(
+        line.contains("base_step.onnx") && line.contains("SHA-256"),
+        "{line}"
+    );
     fs::remove_file(&file).unwrap();
     let line = refusal(config).await;
-    assert!(line.contains("base_step.onnx") && line.contains("missing") && !line.contains('\n'), "{line}");
+    assert!(
+        line.contains("base_step.onnx") && line.contains("missing") && !line.contains('\n'),
+        "{line}"
+    );
 }
 
 #[tokio::test]

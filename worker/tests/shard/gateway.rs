@@ -7,7 +7,8 @@ use std::{
 
 use muse_proto::internal::v1::{
     Ack, AckOutcome, AttachRequest, AttachResponse, Heartbeat, Hello, Lease, Revoke, Welcome,
-    attach_request::Message, attach_response,
+    attach_request::Message,
+    attach_response,
     worker_hub_server::{WorkerHub, WorkerHubServer},
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
@@ -15,17 +16,17 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
 /// Longer than anything takes on a busy machine: what does not come by then does not come.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-pub struct FakeGateway {
+pub(crate) struct FakeGateway {
     address: SocketAddr,
     sessions: mpsc::Receiver<Session>,
     server: JoinHandle<()>,
 }
 
 /// One worker, attached.
-pub struct Session {
-    pub hello: Hello,
+pub(crate) struct Session {
+    pub(crate) hello: Hello,
     inbound: Streaming<AttachRequest>,
     outbound: mpsc::Sender<Result<AttachResponse, Status>>,
     /// Everything heard that no test has asked for: shown when a wait fails.
@@ -38,48 +39,72 @@ struct Hub(mpsc::Sender<Session>);
 impl WorkerHub for Hub {
     type AttachStream = ReceiverStream<Result<AttachResponse, Status>>;
 
-    async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
+    async fn attach(
+        &self,
+        request: Request<Streaming<AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
         let mut inbound = request.into_inner();
-        let Some(AttachRequest { message: Some(Message::Hello(hello)) }) = inbound.message().await? else {
+        let Some(AttachRequest {
+            message: Some(Message::Hello(hello)),
+        }) = inbound.message().await?
+        else {
             return Err(Status::invalid_argument("hello comes first"));
         };
         let (outbound, responses) = mpsc::channel(64);
-        let session = Session { hello, inbound, outbound, heard: Vec::new() };
-        self.0.send(session).await.map_err(|_| Status::unavailable("gone"))?;
+        let session = Session {
+            hello,
+            inbound,
+            outbound,
+            heard: Vec::new(),
+        };
+        self.0
+            .send(session)
+            .await
+            .map_err(|_| Status::unavailable("gone"))?;
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 }
 
 impl FakeGateway {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, sessions) = mpsc::channel(4);
         let hub = WorkerHubServer::new(Hub(sender)).max_decoding_message_size(64 << 20);
         let serve = tonic::transport::Server::builder().add_service(hub);
         let server = tokio::spawn(async move {
-            serve.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+            serve
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .unwrap();
         });
-        FakeGateway { address, sessions, server }
+        FakeGateway {
+            address,
+            sessions,
+            server,
+        }
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// The next worker that attaches, before it is welcomed.
-    pub async fn session(&mut self) -> Session {
-        tokio::time::timeout(PATIENCE, self.sessions.recv()).await.expect("no worker attached").unwrap()
+    pub(crate) async fn session(&mut self) -> Session {
+        tokio::time::timeout(PATIENCE, self.sessions.recv())
+            .await
+            .expect("no worker attached")
+            .unwrap()
     }
 
     /// The next worker that attaches, welcomed.
-    pub async fn welcome(&mut self) -> Session {
+    pub(crate) async fn welcome(&mut self) -> Session {
         let session = self.session().await;
         session.welcome().await;
         session
     }
 
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         self.server.abort();
     }
 }
@@ -91,29 +116,44 @@ impl Drop for FakeGateway {
 }
 
 impl Session {
-    pub async fn welcome(&self) {
+    pub(crate) async fn welcome(&self) {
         let welcome = Welcome {
             gateway_id: "fake".to_owned(),
-            lease: Some(prost_types::Duration { seconds: 10, nanos: 0 }),
-            heartbeat: Some(prost_types::Duration { seconds: 0, nanos: 20_000_000 }),
+            lease: Some(prost_types::Duration {
+                seconds: 10,
+                nanos: 0,
+            }),
+            heartbeat: Some(prost_types::Duration {
+                seconds: 0,
+                nanos: 20_000_000,
+            }),
         };
         self.send(attach_response::Message::Welcome(welcome)).await;
     }
 
-    pub async fn send(&self, message: attach_response::Message) {
-        self.outbound.send(Ok(AttachResponse { message: Some(message) })).await.unwrap();
+    pub(crate) async fn send(&self, message: attach_response::Message) {
+        self.outbound
+            .send(Ok(AttachResponse {
+                message: Some(message),
+            }))
+            .await
+            .unwrap();
     }
 
-    pub async fn lease(&self, lease: &Lease) {
+    pub(crate) async fn lease(&self, lease: &Lease) {
         self.send(attach_response::Message::Lease(lease.clone())).await;
     }
 
-    pub async fn revoke(&self, lease: &Lease) {
-        let revoke = Revoke { job_id: lease.job_id.clone(), nonce: lease.nonce.clone(), reason: 1 };
+    pub(crate) async fn revoke(&self, lease: &Lease) {
+        let revoke = Revoke {
+            job_id: lease.job_id.clone(),
+            nonce: lease.nonce.clone(),
+            reason: 1,
+        };
         self.send(attach_response::Message::Revoke(revoke)).await;
     }
 
-    pub async fn ack(&self, lease: &Lease) {
+    pub(crate) async fn ack(&self, lease: &Lease) {
         let ack = Ack {
             job_id: lease.job_id.clone(),
             nonce: lease.nonce.clone(),
@@ -123,13 +163,18 @@ impl Session {
     }
 
     /// The first message that `pick` takes; others are kept aside for the failure's text.
-    pub async fn wait<T>(&mut self, what: &str, mut pick: impl FnMut(&Message) -> Option<T>) -> T {
+    pub(crate) async fn wait<T>(&mut self, what: &str, mut pick: impl FnMut(&Message) -> Option<T>) -> T {
         let until = Instant::now() + PATIENCE;
         loop {
             let heard = tokio::time::timeout_at(until.into(), self.inbound.message()).await;
             let message = match heard {
-                Ok(Ok(Some(AttachRequest { message: Some(message) }))) => message,
-                other => panic!("{what} did not come; the stream: {other:?}; heard before: {:#?}", self.heard),
+                Ok(Ok(Some(AttachRequest {
+                    message: Some(message),
+                }))) => message,
+                other => panic!(
+                    "{what} did not come; the stream: {other:?}; heard before: {:#?}",
+                    self.heard
+                ),
             };
             if let Some(picked) = pick(&message) {
                 return picked;
@@ -141,7 +186,11 @@ impl Session {
         }
     }
 
-    pub async fn heartbeat(&mut self, what: &str, mut pick: impl FnMut(&Heartbeat) -> bool) -> Heartbeat {
+    pub(crate) async fn heartbeat(
+        &mut self,
+        what: &str,
+        mut pick: impl FnMut(&Heartbeat) -> bool,
+    ) -> Heartbeat {
         self.wait(what, |message| match message {
             Message::Heartbeat(heartbeat) if pick(heartbeat) => Some(heartbeat.clone()),
             _ => None,
@@ -150,7 +199,7 @@ impl Session {
     }
 
     /// Credit of at least so many rows.
-    pub async fn credit(&mut self, at_least: u32) -> u32 {
+    pub(crate) async fn credit(&mut self, at_least: u32) -> u32 {
         self.wait("credit", |message| match message {
             Message::Credit(credit) if credit.rows >= at_least => Some(credit.rows),
             _ => None,
@@ -159,7 +208,7 @@ impl Session {
     }
 
     /// The report on a lease, of whatever kind.
-    pub async fn report(&mut self, lease: &Lease) -> Message {
+    pub(crate) async fn report(&mut self, lease: &Lease) -> Message {
         let nonce = &lease.nonce;
         self.wait("a report", |message| match message {
             Message::Complete(report) if report.nonce == *nonce => Some(message.clone()),

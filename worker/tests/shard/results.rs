@@ -51,11 +51,21 @@ async fn a_base_job_becomes_tokens_with_its_times_and_credit_comes_back() {
     let worker = Running::start(config(Stage::Base, &[gateway.endpoint()], &[&encoder])).await;
     let mut session = gateway.welcome().await;
     let model = session.hello.model.clone().unwrap();
-    assert_eq!((model.name.as_str(), model.stages.len(), model.max_text_tokens), ("muse-tiny", 2, 20));
-    assert_eq!((session.hello.provider.as_str(), session.hello.row_budget), ("cpu", 8));
+    assert_eq!(
+        (model.name.as_str(), model.stages.len(), model.max_text_tokens),
+        ("muse-tiny", 2, 20)
+    );
+    assert_eq!(
+        (session.hello.provider.as_str(), session.hello.row_budget),
+        ("cpu", 8)
+    );
     let credit = session.credit(1).await;
 
-    let lease = Wish { count: 2, ..wish(1, Stage::Base) }.lease();
+    let lease = Wish {
+        count: 2,
+        ..wish(1, Stage::Base)
+    }
+    .lease();
     session.lease(&lease).await;
     let report = completed(session.report(&lease).await);
     let timing = report.timing.clone().unwrap();
@@ -64,7 +74,11 @@ async fn a_base_job_becomes_tokens_with_its_times_and_credit_comes_back() {
     assert_eq!(timing.worker_id, session.hello.worker_id);
     let tensor = tokens(Message::Complete(report));
     assert_eq!(tensor.shape, [2, 24]);
-    let values: Vec<u16> = tensor.data.chunks(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
+    let values: Vec<u16> = tensor
+        .data
+        .chunks(2)
+        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+        .collect();
     assert!(values.iter().all(|token| *token < 37), "{values:?}");
     assert_ne!(values[..24], values[24..], "each picture has its own randomness");
     session.ack(&lease).await;
@@ -77,7 +91,11 @@ async fn the_last_stage_makes_pictures_in_order() {
     let (mut gateway, encoder) = (FakeGateway::start().await, FakeEncoder::start().await);
     let worker = Running::start(config(Stage::Superres, &[gateway.endpoint()], &[&encoder])).await;
     let mut session = gateway.welcome().await;
-    let lease = Wish { count: 3, ..wish(1, Stage::Superres) }.lease();
+    let lease = Wish {
+        count: 3,
+        ..wish(1, Stage::Superres)
+    }
+    .lease();
     session.lease(&lease).await;
     let pictures = pictures(session.report(&lease).await).pictures;
     assert_eq!(pictures.len(), 3);
@@ -109,8 +127,18 @@ async fn a_job_among_seven_others_makes_the_tokens_that_it_makes_alone() {
             ..wish(job, Stage::Base)
         })
         .collect();
-    let alone: Vec<Tensor> = one_by_one(&mut session, &wishes).await.into_iter().map(tokens).collect();
-    let again: Vec<Wish> = wishes.iter().map(|wish| Wish { job: wish.job, ..wish.clone() }).collect();
+    let alone: Vec<Tensor> = one_by_one(&mut session, &wishes)
+        .await
+        .into_iter()
+        .map(tokens)
+        .collect();
+    let again: Vec<Wish> = wishes
+        .iter()
+        .map(|wish| Wish {
+            job: wish.job,
+            ..wish.clone()
+        })
+        .collect();
     let leases: Vec<_> = again
         .iter()
         .map(|wish| {
@@ -148,8 +176,15 @@ async fn a_job_released_in_the_middle_goes_on_elsewhere_with_the_same_result() {
     let encoder = FakeEncoder::start().await;
     let mut first = FakeGateway::start().await;
     // 12 pictures of 40 guided steps, one row a pass: hundreds of passes.
-    let sampling = Sampling { steps: Some(40), ..Sampling::default() };
-    let long = Wish { count: 12, sampling, ..wish(1, Stage::Superres) };
+    let sampling = Sampling {
+        steps: Some(40),
+        ..Sampling::default()
+    };
+    let long = Wish {
+        count: 12,
+        sampling,
+        ..wish(1, Stage::Superres)
+    };
     let slow = |gateway: &FakeGateway| {
         let mut config = config(Stage::Superres, &[gateway.endpoint()], &[&encoder]);
         config.batcher.row_budget = Some(2);
@@ -161,7 +196,11 @@ async fn a_job_released_in_the_middle_goes_on_elsewhere_with_the_same_result() {
     session.lease(&lease).await;
     session
         .heartbeat("a checkpoint", |heartbeat| {
-            heartbeat.leases.iter().filter_map(|lease| lease.checkpoint.as_ref()).any(|it| it.rows[0].step > 3)
+            heartbeat
+                .leases
+                .iter()
+                .filter_map(|lease| lease.checkpoint.as_ref())
+                .any(|it| it.rows[0].step > 3)
         })
         .await;
     worker.shut_down();
@@ -169,14 +208,21 @@ async fn a_job_released_in_the_middle_goes_on_elsewhere_with_the_same_result() {
         Message::Release(release) => release.checkpoint.expect("it had begun"),
         other => panic!("not released: {other:?}"),
     };
-    assert!(checkpoint.rows[0].step > 3 && checkpoint.rows[11].step < 40, "{checkpoint:?}");
+    assert!(
+        checkpoint.rows[0].step > 3 && checkpoint.rows[11].step < 40,
+        "{checkpoint:?}"
+    );
     session.ack(&lease).await;
     worker.ended().await.unwrap();
 
     let mut second = FakeGateway::start().await;
     let worker = Running::start(slow(&second)).await;
     let mut session = second.welcome().await;
-    let resumed = Wish { checkpoint: Some(checkpoint), ..long.clone() }.lease();
+    let resumed = Wish {
+        checkpoint: Some(checkpoint),
+        ..long.clone()
+    }
+    .lease();
     session.lease(&resumed).await;
     let resumed_pictures = pictures(session.report(&resumed).await);
     session.ack(&resumed).await;

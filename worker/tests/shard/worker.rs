@@ -14,30 +14,37 @@ use tokio::task::JoinHandle;
 
 use crate::{encoder::FakeEncoder, gateway::PATIENCE};
 
-pub struct Running {
-    pub readiness: Readiness,
+pub(crate) struct Running {
+    pub(crate) readiness: Readiness,
     trigger: ShutdownTrigger,
     task: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Running {
-    pub async fn start(config: WorkerConfig) -> Self {
+    pub(crate) async fn start(config: WorkerConfig) -> Self {
         let worker = Worker::bind(config).await.unwrap();
         let readiness = worker.readiness();
         let (trigger, shutdown) = Shutdown::manual_with_drain(PATIENCE);
-        Running { readiness, trigger, task: tokio::spawn(worker.serve(shutdown)) }
+        Running {
+            readiness,
+            trigger,
+            task: tokio::spawn(worker.serve(shutdown)),
+        }
     }
 
-    pub fn shut_down(&self) {
+    pub(crate) fn shut_down(&self) {
         self.trigger.shut_down();
     }
 
     /// Waits for the end.
-    pub async fn ended(self) -> anyhow::Result<()> {
-        tokio::time::timeout(PATIENCE, self.task).await.expect("the worker did not end").unwrap()
+    pub(crate) async fn ended(self) -> anyhow::Result<()> {
+        tokio::time::timeout(PATIENCE, self.task)
+            .await
+            .expect("the worker did not end")
+            .unwrap()
     }
 
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.shut_down();
         self.ended().await.unwrap();
     }
@@ -47,12 +54,16 @@ fn repository() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-pub fn bundle() -> PathBuf {
+pub(crate) fn bundle() -> PathBuf {
     repository().join("tests/bundles/tiny")
 }
 
-pub fn config(stage: Stage, gateways: &[String], encoders: &[&FakeEncoder]) -> WorkerConfig {
-    let mut config = WorkerConfig { stage, bundle: bundle(), ..WorkerConfig::default() };
+pub(crate) fn config(stage: Stage, gateways: &[String], encoders: &[&FakeEncoder]) -> WorkerConfig {
+    let mut config = WorkerConfig {
+        stage,
+        bundle: bundle(),
+        ..WorkerConfig::default()
+    };
     config.hub.endpoints = gateways.to_vec();
     config.hub.backoff_max_ms = 200;
     config.hub.progress_interval_ms = 5;
@@ -73,17 +84,17 @@ pub fn config(stage: Stage, gateways: &[String], encoders: &[&FakeEncoder]) -> W
 
 /// What a test says about a lease.
 #[derive(Clone)]
-pub struct Wish {
-    pub job: u8,
-    pub stage: Stage,
-    pub prompt: &'static str,
-    pub negative: &'static str,
-    pub count: u32,
-    pub sampling: Sampling,
-    pub checkpoint: Option<Checkpoint>,
+pub(crate) struct Wish {
+    pub(crate) job: u8,
+    pub(crate) stage: Stage,
+    pub(crate) prompt: &'static str,
+    pub(crate) negative: &'static str,
+    pub(crate) count: u32,
+    pub(crate) sampling: Sampling,
+    pub(crate) checkpoint: Option<Checkpoint>,
 }
 
-pub fn wish(job: u8, stage: Stage) -> Wish {
+pub(crate) fn wish(job: u8, stage: Stage) -> Wish {
     Wish {
         job,
         stage,
@@ -96,7 +107,7 @@ pub fn wish(job: u8, stage: Stage) -> Wish {
 }
 
 impl Wish {
-    pub fn lease(&self) -> Lease {
+    pub(crate) fn lease(&self) -> Lease {
         let task = TextToImage {
             prompt: self.prompt.to_owned(),
             negative_prompt: self.negative.to_owned(),

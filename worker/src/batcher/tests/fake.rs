@@ -40,7 +40,10 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn new() -> Self {
-        Clock { base: Instant::now(), micros: Arc::default() }
+        Clock {
+            base: Instant::now(),
+            micros: Arc::default(),
+        }
     }
 
     pub(super) fn now(&self) -> Instant {
@@ -82,13 +85,17 @@ impl Fake {
     fn logits(&self, row: &Row, conditioning: &Conditioning) -> Vec<f32> {
         let value = value(conditioning);
         let (tokens, width) = (row.tokens(), self.spec.logits_size);
-        let context: u32 = tokens.iter().fold(7, |hash, token| hash.wrapping_mul(31).wrapping_add(*token));
+        let context: u32 = tokens
+            .iter()
+            .fold(7, |hash, token| hash.wrapping_mul(31).wrapping_add(*token));
         (0..tokens.len() * width)
             .map(|index| {
                 if value == NAN {
                     return f32::NAN;
                 }
-                let hash = (index as u32 ^ context).wrapping_mul(0x9E37_79B9).wrapping_add(value.to_bits());
+                let hash = (index as u32 ^ context)
+                    .wrapping_mul(0x9E37_79B9)
+                    .wrapping_add(value.to_bits());
                 let hash = (hash ^ hash >> 15).wrapping_mul(0x85EB_CA6B);
                 (hash >> 8) as f32 / (1 << 22) as f32
             })
@@ -98,13 +105,21 @@ impl Fake {
 
 fn value(conditioning: &Conditioning) -> f32 {
     match &conditioning.tensors[..] {
-        [Tensor { data: TensorData::F32(values), .. }] => values[0],
+        [
+            Tensor {
+                data: TensorData::F32(values),
+                ..
+            },
+        ] => values[0],
         other => panic!("not the fake's conditioning: {other:?}"),
     }
 }
 
 fn failure() -> StageError {
-    StageError::Runtime(RuntimeError::Run { file: "step.onnx".to_owned(), reason: "poison".to_owned() })
+    StageError::Runtime(RuntimeError::Run {
+        file: "step.onnx".to_owned(),
+        reason: "poison".to_owned(),
+    })
 }
 
 impl StageModel for Fake {
@@ -119,16 +134,25 @@ impl StageModel for Fake {
         }
         let one = |input: &ConditioningInput| {
             let data = TensorData::F32(vec![input.text[0]]);
-            Arc::new(Conditioning { tensors: vec![Tensor { shape: vec![1], data }] })
+            Arc::new(Conditioning {
+                tensors: vec![Tensor { shape: vec![1], data }],
+            })
         };
         Ok(inputs.iter().map(one).collect())
     }
 
     fn pass(&mut self, rows: &mut [&mut Row]) -> Result<(), StageError> {
         let cost: usize = rows.iter().map(|row| row.cost()).sum();
-        assert!(cost <= self.row_budget, "a pass of {cost} rows with a budget of {}", self.row_budget);
+        assert!(
+            cost <= self.row_budget,
+            "a pass of {cost} rows with a budget of {}",
+            self.row_budget
+        );
         assert!(!rows.is_empty());
-        let values: Vec<f32> = rows.iter().map(|row| value(&row.conditioning().conditional)).collect();
+        let values: Vec<f32> = rows
+            .iter()
+            .map(|row| value(&row.conditioning().conditional))
+            .collect();
         self.passes.lock().unwrap().push(values.clone());
         self.clock.advance(self.time.0 + self.time.1 * cost as u32);
         if self.broken || values.contains(&POISON) {
@@ -141,11 +165,16 @@ impl StageModel for Fake {
             let unconditional = row
                 .needs_unconditional()
                 .then(|| self.logits(row, row.conditioning().unconditional.as_ref().unwrap()));
-            if let Err(error) = row.advance(&conditional, unconditional.as_deref(), width, &mut self.scratch) {
+            if let Err(error) = row.advance(&conditional, unconditional.as_deref(), width, &mut self.scratch)
+            {
                 failures.push(muse_engine::stage::RowFailure { row: index, error });
             }
         }
-        if failures.is_empty() { Ok(()) } else { Err(StageError::Rows(failures)) }
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(StageError::Rows(failures))
+        }
     }
 }
 
@@ -165,7 +194,10 @@ pub(super) fn spec() -> StageSpec {
         conditioning: None,
         decoder: None,
         encoder: None,
-        image_size: ImageSize { height: 12, width: 16 },
+        image_size: ImageSize {
+            height: 12,
+            width: 16,
+        },
         defaults: sampling(4, 0.0),
     }
 }
@@ -222,7 +254,11 @@ impl Wish {
     }
 
     pub(super) fn resumed(&self, rows: Vec<RowState>) -> NewJob {
-        let input = |value| ConditioningInput { text: vec![value], text_mask: vec![1], low_tokens: None };
+        let input = |value| ConditioningInput {
+            text: vec![value],
+            text_mask: vec![1],
+            low_tokens: None,
+        };
         let guided = self.sampling.guidance > 0.0;
         let mut inputs = vec![input(self.value)];
         inputs.extend(guided.then(|| input(UNCONDITIONAL)));
@@ -251,7 +287,9 @@ impl Wish {
 pub(super) fn batcher(model: Fake) -> Batcher<Fake> {
     let settings = Settings {
         row_budget: model.row_budget,
-        ageing: Ageing { interval: Duration::from_secs(60) },
+        ageing: Ageing {
+            interval: Duration::from_secs(60),
+        },
         max_failed_passes: 3,
     };
     Batcher::new(model, settings, PassCurve::default())
@@ -270,7 +308,11 @@ impl Finished {
     pub(super) fn take(&mut self, events: Vec<Event>) {
         for event in events {
             match event {
-                Event::Row { ticket, index, tokens } => {
+                Event::Row {
+                    ticket,
+                    index,
+                    tokens,
+                } => {
                     let twice = self.grids.entry(ticket.0).or_default().insert(index, tokens);
                     assert_eq!(twice, None, "a row was told twice");
                 }
@@ -299,5 +341,8 @@ pub(super) fn finish(batcher: &mut Batcher<Fake>, clock: &Clock) -> Finished {
 pub(super) fn alone(wish: &Wish, clock: &Clock, row_budget: usize) -> BTreeMap<usize, Vec<u32>> {
     let mut batcher = batcher(Fake::new(clock.clone(), row_budget));
     batcher.admit(wish.job());
-    finish(&mut batcher, clock).grids.remove(&wish.ticket).unwrap_or_default()
+    finish(&mut batcher, clock)
+        .grids
+        .remove(&wish.ticket)
+        .unwrap_or_default()
 }

@@ -13,18 +13,47 @@ fn a_job_that_breaks_its_pass_fails_alone_and_its_batch_mates_lose_no_step() {
         let mut batcher = batcher(Fake::new(clock.clone(), 8));
         let wishes = [
             Wish::new(0, &clock),
-            Wish { value: poison, pictures: 2, ..Wish::new(1, &clock) },
-            Wish { sampling: sampling(6, 2.0), ..Wish::new(2, &clock) },
+            Wish {
+                value: poison,
+                pictures: 2,
+                ..Wish::new(1, &clock)
+            },
+            Wish {
+                sampling: sampling(6, 2.0),
+                ..Wish::new(2, &clock)
+            },
         ];
         wishes.iter().for_each(|wish| batcher.admit(wish.job()));
         let turn = batcher.turn(&|| clock.now()).unwrap();
         let failed: Vec<_> = turn
             .events
             .iter()
-            .filter(|event| matches!(event, Event::Failed { fault: JobFault::Model(_), .. }))
+            .filter(|event| {
+                matches!(
+                    event,
+                    Event::Failed {
+                        fault: JobFault::Model(_),
+                        ..
+                    }
+                )
+            })
             .collect();
-        assert!(matches!(failed[..], [Event::Failed { ticket: Ticket(1), .. }]), "{name}: {:?}", turn.events);
-        let stepped = turn.events.iter().filter(|event| matches!(event, Event::Stepped { step: 1, .. })).count();
+        assert!(
+            matches!(
+                failed[..],
+                [Event::Failed {
+                    ticket: Ticket(1),
+                    ..
+                }]
+            ),
+            "{name}: {:?}",
+            turn.events
+        );
+        let stepped = turn
+            .events
+            .iter()
+            .filter(|event| matches!(event, Event::Stepped { step: 1, .. }))
+            .count();
         assert_eq!(stepped, 2, "{name}: {:?}", turn.events);
         let finished = finish(&mut batcher, &clock);
         for wish in [&wishes[0], &wishes[2]] {
@@ -59,7 +88,13 @@ fn a_model_that_computes_nothing_any_more_is_told_from_a_bad_job() {
     model.broken = true;
     let mut batcher = batcher(model);
     for ticket in 0..3 {
-        batcher.admit(Wish { pictures: 2, ..Wish::new(ticket, &clock) }.job());
+        batcher.admit(
+            Wish {
+                pictures: 2,
+                ..Wish::new(ticket, &clock)
+            }
+            .job(),
+        );
     }
     let mut failed = Vec::new();
     let fault = loop {

@@ -15,8 +15,16 @@ fn a_job_of_higher_priority_runs_in_the_very_next_pass_and_the_lower_one_goes_on
     let model = Fake::new(clock.clone(), 2);
     let passes = model.passes.clone();
     let mut batcher = batcher(model);
-    let low = Wish { priority: 1, pictures: 2, ..Wish::new(0, &clock) };
-    let high = Wish { priority: 3, pictures: 2, ..Wish::new(1, &clock) };
+    let low = Wish {
+        priority: 1,
+        pictures: 2,
+        ..Wish::new(0, &clock)
+    };
+    let high = Wish {
+        priority: 3,
+        pictures: 2,
+        ..Wish::new(1, &clock)
+    };
     batcher.admit(low.job());
     batcher.turn(&|| clock.now()).unwrap();
     batcher.admit(high.job());
@@ -35,7 +43,13 @@ fn rows_of_different_jobs_and_steps_share_a_pass() {
     let mut batcher = batcher(model);
     batcher.admit(Wish::new(0, &clock).job());
     batcher.turn(&|| clock.now()).unwrap();
-    batcher.admit(Wish { sampling: sampling(7, 1.0), ..Wish::new(1, &clock) }.job());
+    batcher.admit(
+        Wish {
+            sampling: sampling(7, 1.0),
+            ..Wish::new(1, &clock)
+        }
+        .job(),
+    );
     batcher.turn(&|| clock.now()).unwrap();
     assert_eq!(*passes.lock().unwrap(), [vec![1.0], vec![1.0, 2.0]]);
 }
@@ -47,11 +61,25 @@ fn nobody_starves_under_a_flow_of_higher_priority() {
     // One pass a second, so that ageing (60 s a level) shows.
     model.time = (Duration::from_secs(1), Duration::ZERO);
     let mut batcher = batcher(model);
-    batcher.admit(Wish { priority: 1, pictures: 2, ..Wish::new(0, &clock) }.job());
+    batcher.admit(
+        Wish {
+            priority: 1,
+            pictures: 2,
+            ..Wish::new(0, &clock)
+        }
+        .job(),
+    );
     let mut finished = Finished::default();
     for turn in 1..400u64 {
         // Every pass could be filled with rows of high priority.
-        batcher.admit(Wish { priority: 3, pictures: 2, ..Wish::new(turn, &clock) }.job());
+        batcher.admit(
+            Wish {
+                priority: 3,
+                pictures: 2,
+                ..Wish::new(turn, &clock)
+            }
+            .job(),
+        );
         finished.take(batcher.turn(&|| clock.now()).unwrap().events);
         if finished.done.contains(&0) {
             assert!(turn > 100, "two levels take 120 s: {turn}");
@@ -85,7 +113,14 @@ fn an_overdue_job_is_dropped_before_the_next_pass() {
     let passes = model.passes.clone();
     let mut batcher = batcher(model);
     let deadline = Some(clock.now() + Duration::from_millis(25));
-    batcher.admit(Wish { deadline, sampling: sampling(9, 0.0), ..Wish::new(0, &clock) }.job());
+    batcher.admit(
+        Wish {
+            deadline,
+            sampling: sampling(9, 0.0),
+            ..Wish::new(0, &clock)
+        }
+        .job(),
+    );
     let finished = finish(&mut batcher, &clock);
     assert_eq!(finished.overdue, [0]);
     // 10 ms a pass: the third ends after the deadline.
@@ -96,7 +131,13 @@ fn an_overdue_job_is_dropped_before_the_next_pass() {
 fn progress_is_that_of_the_least_advanced_row_and_pictures_finish_one_after_the_other() {
     let clock = Clock::new();
     let mut batcher = batcher(Fake::new(clock.clone(), 2));
-    batcher.admit(Wish { pictures: 3, ..Wish::new(0, &clock) }.job());
+    batcher.admit(
+        Wish {
+            pictures: 3,
+            ..Wish::new(0, &clock)
+        }
+        .job(),
+    );
     let mut told = Vec::new();
     while !batcher.is_idle() {
         for event in batcher.turn(&|| clock.now()).unwrap().events {
@@ -108,7 +149,8 @@ fn progress_is_that_of_the_least_advanced_row_and_pictures_finish_one_after_the_
         }
     }
     let expected = [
-        "0/4 of 3", "0/4 of 3", "0/4 of 3", "0/4 of 3", "row 0", "row 1", "1/4 of 3", "2/4 of 3", "3/4 of 3", "row 2", "true",
+        "0/4 of 3", "0/4 of 3", "0/4 of 3", "0/4 of 3", "row 0", "row 1", "1/4 of 3", "2/4 of 3", "3/4 of 3",
+        "row 2", "true",
     ];
     assert_eq!(told, expected);
 }
@@ -117,7 +159,13 @@ fn progress_is_that_of_the_least_advanced_row_and_pictures_finish_one_after_the_
 fn the_estimate_counts_what_is_left_of_a_job() {
     let clock = Clock::new();
     let mut batcher = batcher(Fake::new(clock.clone(), 2));
-    batcher.admit(Wish { sampling: sampling(6, 0.0), ..Wish::new(0, &clock) }.job());
+    batcher.admit(
+        Wish {
+            sampling: sampling(6, 0.0),
+            ..Wish::new(0, &clock)
+        }
+        .job(),
+    );
     batcher.turn(&|| clock.now()).unwrap();
     assert_eq!(batcher.remaining(Ticket(0)), Some(Duration::from_millis(5 * 10)));
     assert_eq!(batcher.remaining(Ticket(9)), None);
@@ -128,15 +176,30 @@ fn warm_up_finds_the_knee_of_the_model() {
     let clock = Clock::new();
     let mut model = Fake::new(clock.clone(), 16);
     model.time = (Duration::from_millis(2), Duration::from_millis(10));
-    let input = ConditioningInput { text: vec![0.5], text_mask: vec![1], low_tokens: None };
-    let settings = WarmUp { max_rows: 16, passes: 2, max_pass: Duration::from_secs(1) };
+    let input = ConditioningInput {
+        text: vec![0.5],
+        text_mask: vec![1],
+        low_tokens: None,
+    };
+    let settings = WarmUp {
+        max_rows: 16,
+        passes: 2,
+        max_pass: Duration::from_secs(1),
+    };
     let curve = warm_up(&mut model, &input, settings, &|| clock.now()).unwrap();
     let sizes: Vec<usize> = curve.points().iter().map(|point| point.rows).collect();
     assert_eq!(sizes, [1, 2, 3, 4, 6, 8, 12, 16]);
     assert_eq!(curve.time(4), Duration::from_millis(42));
     // 16 rows: 98.8 rows/s; 3 rows: 93.8; 4 rows: 95.2.
     assert_eq!(curve.knee(0.05), Some(4 - 1 + 1));
-    let short = WarmUp { max_pass: Duration::from_millis(30), ..settings };
+    let short = WarmUp {
+        max_pass: Duration::from_millis(30),
+        ..settings
+    };
     let curve = warm_up(&mut model, &input, short, &|| clock.now()).unwrap();
-    assert_eq!(curve.points().last().map(|point| point.rows), Some(3), "no pass longer than needed");
+    assert_eq!(
+        curve.points().last().map(|point| point.rows),
+        Some(3),
+        "no pass longer than needed"
+    );
 }

@@ -19,16 +19,25 @@ struct Recipe {
 }
 
 fn recipes() -> impl Strategy<Value = Vec<Recipe>> {
-    let recipe = (1u8..4, 1usize..4, 1u32..20, prop_oneof![Just(0.0f32), 0.5f32..4.0], any::<(bool, bool)>(), 0usize..12)
-        .prop_map(|(priority, pictures, steps, guidance, (constant, halton), delay)| Recipe {
-            priority,
-            pictures,
-            steps,
-            guidance,
-            constant,
-            halton,
-            delay,
-        });
+    let recipe = (
+        1u8..4,
+        1usize..4,
+        1u32..20,
+        prop_oneof![Just(0.0f32), 0.5f32..4.0],
+        any::<(bool, bool)>(),
+        0usize..12,
+    )
+        .prop_map(
+            |(priority, pictures, steps, guidance, (constant, halton), delay)| Recipe {
+                priority,
+                pictures,
+                steps,
+                guidance,
+                constant,
+                halton,
+                delay,
+            },
+        );
     prop::collection::vec(recipe, 1..7)
 }
 
@@ -40,7 +49,12 @@ fn wish(ticket: usize, recipe: &Recipe, clock: &Clock) -> Wish {
     if recipe.halton {
         sampling.scheduler = Scheduler::Halton;
     }
-    Wish { priority: recipe.priority, pictures: recipe.pictures, sampling, ..Wish::new(ticket as u64, clock) }
+    Wish {
+        priority: recipe.priority,
+        pictures: recipe.pictures,
+        sampling,
+        ..Wish::new(ticket as u64, clock)
+    }
 }
 
 proptest! {
@@ -87,7 +101,10 @@ proptest! {
 #[test]
 fn a_job_that_arrives_finished_needs_no_pass() {
     let clock = Clock::new();
-    let wish = Wish { pictures: 2, ..Wish::new(3, &clock) };
+    let wish = Wish {
+        pictures: 2,
+        ..Wish::new(3, &clock)
+    };
     let mut first = batcher(Fake::new(clock.clone(), 2));
     first.admit(wish.job());
     let mut states = Vec::new();
@@ -119,7 +136,14 @@ fn a_job_that_arrives_finished_needs_no_pass() {
 fn an_unguided_step_of_a_guided_row_costs_one_row() {
     let clock = Clock::new();
     let mut batcher = batcher(Fake::new(clock.clone(), 8));
-    batcher.admit(Wish { sampling: sampling(3, 2.0), pictures: 2, ..Wish::new(0, &clock) }.job());
+    batcher.admit(
+        Wish {
+            sampling: sampling(3, 2.0),
+            pictures: 2,
+            ..Wish::new(0, &clock)
+        }
+        .job(),
+    );
     let costs: Vec<usize> = std::iter::from_fn(|| {
         (!batcher.is_idle()).then(|| batcher.turn(&|| clock.now()).unwrap().pass.unwrap().cost)
     })
