@@ -55,7 +55,12 @@ def changed(change: dict) -> dict:
 
 @pytest.mark.parametrize("submit", SUBMITTERS.values(), ids=SUBMITTERS.keys())
 @pytest.mark.parametrize(("change", "field", "word"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
-def test_a_bad_field_is_refused_by_name_and_with_the_reason(client, submit, change, field, word):
+def test_a_bad_field_is_refused_by_name_and_with_the_reason(client, stages, submit, change, field, word):
+    # A model without that stage refuses its settings whole.
+    if "superres" in change and "STAGE_SUPERRES" not in stages:
+        word = "no such stage"
+        change = {"superres": {"steps": 1}}
+        field = "request.superres"
     with pytest.raises(grpc.RpcError) as refusal:
         submit(client, changed(change))
     error = refusal.value

@@ -64,11 +64,16 @@ def progress_by_stage(events) -> dict[str, list[tuple[int, int]]]:
     return steps
 
 
+def slow(prompt: str, stages: list[str]) -> dict:
+    """A request that takes as long as one may."""
+    sampling = {stage.removeprefix("STAGE_").lower(): {"steps": 256, "guidance": 3} for stage in stages}
+    return request(prompt, count=16, **sampling)
+
+
 def test_progress_is_streamed_step_by_step_while_a_stage_runs(run, prompt, stages):
     # A tiny bundle may be done before a step is told, so it gets much to do, and several chances.
     for seed in range(10):
-        slow = request(prompt, count=16, base={"steps": 256, "guidance": 3}, superres={"steps": 256, "guidance": 3})
-        events = run({**slow, "seed": seed}, omit_images=True)
+        events = run({**slow(prompt, stages), "seed": seed}, omit_images=True)
         streamed = [message for kind, message in events if kind == "progress"]
         halfway = {name(progress, "stage") for progress in streamed if 0 < progress.step < progress.of}
         if halfway == set(stages):
@@ -232,10 +237,9 @@ def test_jobs_can_be_listed_by_state(client, run, prompt):
     assert {name(job, "state") for job in done} == {"JOB_STATE_SUCCEEDED"}
 
 
-def test_a_cancelled_job_ends_as_cancelled_and_a_finished_one_stays_finished(client, run, prompt):
-    slow = request(prompt, count=16, base={"steps": 256}, superres={"steps": 256})
+def test_a_cancelled_job_ends_as_cancelled_and_a_finished_one_stays_finished(client, run, prompt, stages):
     for _ in range(20):
-        job = client.call("muse.v1.Generation/SubmitJob", {"request": slow}).job
+        job = client.call("muse.v1.Generation/SubmitJob", {"request": slow(prompt, stages)}).job
         answer = client.call("muse.v1.Generation/CancelJob", {"job_id": job.id}).job
         if name(answer, "state") != "JOB_STATE_SUCCEEDED":
             break
