@@ -38,7 +38,8 @@ pub struct Gateway {
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let gateway = Gateway::bind(config, shutdown.clone()).await?;
     gateway.addresses().announce().context("cannot write to stdout")?;
-    gateway.serve(shutdown).await
+    // Large: every part of the service lives in it.
+    Box::pin(gateway.serve(shutdown)).await
 }
 
 impl Gateway {

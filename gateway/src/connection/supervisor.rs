@@ -334,11 +334,7 @@ impl Inner {
                         .unwrap_or(0)
                 };
                 let (used, most) = (number("used_memory"), number("maxmemory"));
-                let share = if most == 0 {
-                    0
-                } else {
-                    used.saturating_mul(1000) / most
-                };
+                let share = used.saturating_mul(1000).checked_div(most).unwrap_or(0);
                 self.memory.store(share, Ordering::Relaxed);
             }
             Err(error) => self.retire(generation, &error.to_string()),

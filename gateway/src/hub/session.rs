@@ -62,7 +62,7 @@ impl Session {
             .stages
             .iter()
             .find(|served| served.stage() == stage)
-            .cloned();
+            .copied();
         let (Some(stage_name), Some(served)) = (stage_name(stage), served) else {
             return Err(Error::field("hello.stage", "must be one of the model's stages"));
         };
