@@ -423,7 +423,7 @@ impl Row {
                         )
                     });
                 sampler::least_confident(confidences, again, scratch, |position| {
-                    tokens[position as usize] = mask_id
+                    tokens[position as usize] = mask_id;
                 });
             }
             Some(order) => {

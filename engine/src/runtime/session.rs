@@ -51,7 +51,7 @@ impl Session {
             // Those after the first serve the operators that it lacks, so they are registered along with it.
             let (provider, reason) = match open(runtime, &path, providers, options) {
                 Ok(inner) => {
-                    tracing::info!(file, provider = %first, "graph opened");
+                    tracing::debug!(file, provider = %first, "graph opened");
                     return Ok(Session {
                         inner,
                         file: file.to_owned(),

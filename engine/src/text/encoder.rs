@@ -36,12 +36,14 @@ impl TextEncoder {
         let session = Session::open(bundle, &spec.encoder, options)?;
         session.check(bundle, &signature)?;
         let tokenizer = Tokenizer::open(bundle)?;
-        Ok(TextEncoder {
+        let mut encoder = TextEncoder {
             session,
             tokenizer,
             pad_id: i64::from(spec.pad_id),
             width: spec.width,
-        })
+        };
+        encoder.probe(bundle)?;
+        Ok(encoder)
     }
 
     /// The tokenizer, which needs no session and can be cloned for other threads.
