@@ -2,6 +2,13 @@
 //!
 //! Needs ONNX Runtime: `scripts/fetch-deps`, or `MUSE__RUNTIME__ONNXRUNTIME`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod attaching;
 mod encoder;
 mod failing;
