@@ -10,7 +10,7 @@ use clap_complete::Shell;
 use muse_proto::v1::JobState;
 
 pub(crate) use self::{
-    generate::{GenerateArguments, LocalArguments, Show},
+    generate::{Format, GenerateArguments, LocalArguments, Show},
     up::UpArguments,
 };
 

@@ -176,16 +176,27 @@ impl BundleView {
     }
 }
 
+/// In the words of the manifest.
 fn defaults(sampling: &muse_engine::Sampling) -> String {
-    // The same words as in the manifest.
-    match serde_json::to_value(sampling) {
-        Ok(serde_json::Value::Object(fields)) => {
-            let pairs: Vec<String> = fields
-                .iter()
-                .map(|(name, value)| format!("{name} {value}"))
-                .collect();
-            pairs.join(", ").replace('"', "")
-        }
-        _ => String::new(),
-    }
+    let muse_engine::Sampling {
+        steps,
+        guidance,
+        temperature,
+        top_k,
+        choice_temperature,
+        ..
+    } = sampling;
+    let word = |value: serde_json::Result<serde_json::Value>| {
+        value
+            .ok()
+            .and_then(|value| value.as_str().map(str::to_owned))
+            .unwrap_or_default()
+    };
+    format!(
+        "{steps} steps, guidance {guidance} ({}), temperature {temperature}, top-k {top_k}, choice temperature \
+         {choice_temperature}, {} mask, {}",
+        word(serde_json::to_value(sampling.guidance_schedule)),
+        word(serde_json::to_value(sampling.mask_schedule)),
+        word(serde_json::to_value(sampling.scheduler)),
+    )
 }

@@ -2,11 +2,12 @@
 
 use std::{path::Path, time::Duration};
 
-use muse_proto::v1::{CancelJobRequest, GetJobRequest, Job, JobState, ListJobsRequest};
+use clap::ValueEnum as _;
+use muse_proto::v1::{CancelJobRequest, GetJobRequest, ImageFormat, Job, JobState, ListJobsRequest};
 use tonic::Status;
 
 use crate::{
-    arguments::{JobCommand, Output, Show},
+    arguments::{Format, JobCommand, Output, Show},
     client::{Gateways, call},
     failure::Failure,
     generation::{self, Follower},
@@ -14,7 +15,10 @@ use crate::{
     pictures::Destination,
     progress::Display,
     terminal,
-    view::job::{self as view, JobView},
+    view::{
+        job::{self as view, JobView},
+        words,
+    },
 };
 
 /// A watch bears an outage of this length.
@@ -111,6 +115,7 @@ async fn images(
         let what = index.map_or_else(|| "no pictures".to_owned(), |index| format!("no picture {index}"));
         return Err(Status::not_found(format!("job {} has {what}", job.id)).into());
     };
+    refuse_other_format(out, first.format())?;
     let destination = Destination::new(out, &job.id, first.format(), wanted.len())?;
     let mut files = Vec::new();
     for info in &wanted {
@@ -125,6 +130,20 @@ async fn images(
     }
     let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
     output::print(output, &names, || names.join("\n"))
+}
+
+/// A picture is written as it was made.
+fn refuse_other_format(out: Option<&Path>, made: ImageFormat) -> Result<(), Failure> {
+    match out
+        .and_then(Path::extension)
+        .and_then(|ending| Format::from_str(&ending.to_string_lossy(), true).ok())
+    {
+        Some(named) if ImageFormat::from(named) != made => Err(Failure::Usage(format!(
+            "the pictures are {}: name the file accordingly",
+            words::format(made)
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn print(job: &Job, output: Output) -> Result<(), Failure> {
