@@ -157,7 +157,7 @@ mod tests {
             arrivals in prop::collection::vec(prop::sample::select(vec![1usize, 8, 16, 32, 128]), 0..200),
             max_tokens in 1usize..600,
             // How many prompts arrive before each pass.
-            bursts in prop::collection::vec(0usize..20, 1..40),
+            bursts in prop::collection::vec(1usize..20, 1..40),
         ) {
             let mut queue = Queue::new(max_tokens);
             let mut arriving = arrivals.iter().copied().enumerate();

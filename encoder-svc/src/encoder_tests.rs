@@ -7,6 +7,7 @@ use std::{
 
 use futures::future::join_all;
 use muse_engine::Embedding;
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
@@ -60,7 +61,8 @@ impl Embed for Bytes {
 struct Setup {
     encoder: Arc<Encoder<Characters>>,
     passes: Arc<Mutex<Vec<Vec<String>>>>,
-    thread: PassThread,
+    warm: oneshot::Receiver<()>,
+    ended: oneshot::Receiver<Result<(), String>>,
 }
 
 fn encoder(gate: Option<mpsc::Receiver<()>>, max_queued_tokens: usize) -> Setup {
@@ -76,6 +78,8 @@ fn encoder(gate: Option<mpsc::Receiver<()>>, max_queued_tokens: usize) -> Setup 
         max_prompts: 100,
     };
     let (handle, thread) = Passes::start(model, Vec::new(), limits, admission.clone()).unwrap();
+    let PassThread { begin, warm, ended } = thread;
+    begin.send(()).unwrap();
     let encoder = Encoder {
         tokenizer: Arc::new(Characters),
         cache: EmbeddingCache::new("digest", 1 << 20),
@@ -90,7 +94,8 @@ fn encoder(gate: Option<mpsc::Receiver<()>>, max_queued_tokens: usize) -> Setup 
     Setup {
         encoder: Arc::new(encoder),
         passes,
-        thread,
+        warm,
+        ended,
     }
 }
 
@@ -251,11 +256,13 @@ async fn every_bad_text_is_named_with_its_count_and_the_limit() {
 
 #[tokio::test]
 async fn the_thread_ends_when_nobody_can_ask_any_more() {
-    let Setup { encoder, thread, .. } = encoder(None, 1000);
-    thread.warm.await.unwrap();
+    let Setup {
+        encoder, warm, ended, ..
+    } = encoder(None, 1000);
+    warm.await.unwrap();
     encoder.embed(&texts(&["last"])).await.unwrap();
     drop(encoder);
-    assert_eq!(thread.ended.await.unwrap(), Ok(()));
+    assert_eq!(ended.await.unwrap(), Ok(()));
 }
 
 #[test]

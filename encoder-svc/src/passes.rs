@@ -26,6 +26,8 @@ pub(crate) struct Passes<T> {
 /// What the service holds.
 #[derive(Debug)]
 pub(crate) struct PassThread {
+    /// Sent once to begin; dropped, the thread ends without having touched the model.
+    pub(crate) begin: oneshot::Sender<()>,
     /// Fires once warm, or is dropped when warm-up failed.
     pub(crate) warm: oneshot::Receiver<()>,
     /// Why the thread ended; dropped unsaid when it panicked.
@@ -60,7 +62,7 @@ impl<T> Clone for Passes<T> {
 }
 
 impl<T: Send + 'static> Passes<T> {
-    /// Starts the thread: it warms the model up on `warm_up`, then serves.
+    /// Starts the thread: told to begin, it warms the model up on `warm_up`, then serves.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -74,9 +76,13 @@ impl<T: Send + 'static> Passes<T> {
         T: Clone,
     {
         let (prompts, arriving) = sync_channel(limits.max_prompts.max(1));
+        let (begin, told) = oneshot::channel();
         let (warm_sender, warm) = oneshot::channel();
         let (end_sender, ended) = oneshot::channel();
         thread::Builder::new().name("passes".to_owned()).spawn(move || {
+            if told.blocking_recv().is_err() {
+                return;
+            }
             let mut thread = Thread {
                 model,
                 queue: Queue::new(limits.max_tokens),
@@ -90,7 +96,7 @@ impl<T: Send + 'static> Passes<T> {
             });
             let _ = end_sender.send(result);
         })?;
-        Ok((Self { prompts }, PassThread { warm, ended }))
+        Ok((Self { prompts }, PassThread { begin, warm, ended }))
     }
 
     /// The embedding of one text. Dropping the future takes the text out of the queue, unless its pass is running.

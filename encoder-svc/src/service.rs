@@ -48,8 +48,7 @@ impl Service {
         let model = tokio::task::spawn_blocking(move || Model::open(&opening)).await??;
         let readiness = Readiness::new();
         let ops = Ops::bind(&config.ops, readiness.clone()).await?;
-        describe(&model);
-
+        let (spec, provider) = (model.bundle.model().clone(), model.provider());
         let served = Served {
             model: model.bundle.model().name.clone(),
             digest: model.bundle.digest().to_owned(),
@@ -66,6 +65,9 @@ impl Service {
             .add_service(service)
             .bind()
             .await?;
+        // Nothing can fail from here on: what fails before is one line, not one among others.
+        metrics::gauge!("muse_runtime_provider", "provider" => provider.as_str()).set(1.0);
+        tracing::info!(model = spec.name, version = spec.version, %provider, "text encoder open");
         Ok(Self {
             grpc,
             ops,
@@ -93,7 +95,9 @@ impl Service {
             readiness,
             thread,
         } = self;
-        let PassThread { warm, ended } = thread;
+        let PassThread { begin, warm, ended } = thread;
+        // A thread that cannot hear it has ended, and says so below.
+        let _ = begin.send(());
         let becoming_ready = async {
             if warm.await.is_ok() {
                 readiness.set_ready(true);
@@ -158,17 +162,4 @@ fn start(config: &EncoderConfig, model: Model) -> anyhow::Result<(Encoder<Tokeni
         },
         thread,
     ))
-}
-
-fn describe(model: &Model) {
-    let spec = model.bundle.model();
-    let provider = model.provider();
-    metrics::gauge!("muse_runtime_provider", "provider" => provider.as_str()).set(1.0);
-    tracing::info!(
-        model = spec.name,
-        version = spec.version,
-        %provider,
-        digest = model.bundle.digest(),
-        "text encoder open"
-    );
 }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct Telemetry {
     /// How log lines look; they go to stderr.
     pub log_format: LogFormat,
-    /// A level, or directives such as `info,muse_gateway=debug`.
+    /// A level, or directives such as `info,muse_gateway=debug`. ONNX Runtime itself is silent unless `ort=info` is among
+    /// them.
     pub log_level: String,
     /// Where traces go, OTLP over gRPC, such as `http://127.0.0.1:4317`. Absent: nowhere.
     pub otlp_endpoint: Option<String>,

@@ -1,6 +1,9 @@
 //! Sets the process's subscriber up, once.
 
-use std::{io, time::Duration};
+use std::{
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig as _;
@@ -18,6 +21,10 @@ use crate::config::{ConfigError, LogFormat, Telemetry};
 /// An export that takes longer is given up.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// ONNX Runtime logs what it also returns as errors, which are told once, by whoever asked. `ort=info` among the configured
+/// levels makes it speak.
+const QUIET: &str = "ort=off";
+
 /// Holds the exporter; [`TelemetryGuard::flush`] sends what is left.
 #[derive(Debug)]
 #[must_use = "spans that were not sent are lost when it is dropped without a flush"]
@@ -31,7 +38,7 @@ pub struct TelemetryGuard {
 /// # Errors
 /// [`ConfigError::Invalid`] for a level, ratio or endpoint that is none.
 pub fn init(service: &'static str, config: &Telemetry) -> Result<TelemetryGuard, ConfigError> {
-    let levels = EnvFilter::try_new(&config.log_level)
+    let levels = EnvFilter::try_new(format!("{QUIET},{}", config.log_level))
         .map_err(|error| ConfigError::invalid("telemetry.log_level", error.to_string()))?;
     let provider = provider(service, config)?;
     let spans = tracing_opentelemetry::layer()
@@ -39,7 +46,11 @@ pub fn init(service: &'static str, config: &Telemetry) -> Result<TelemetryGuard,
         // Only our own: the exporter's client would trace its own exports.
         .with_filter(filter_fn(|metadata| metadata.target().starts_with("muse")));
     let registry = Registry::default().with(spans);
-    let human = || fmt::layer().with_writer(io::stderr);
+    let human = || {
+        fmt::layer()
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
+    };
     // A subscriber that is there already is a test's; it stays.
     let _ = match config.log_format {
         LogFormat::Human => registry.with(human().with_filter(levels)).try_init(),
