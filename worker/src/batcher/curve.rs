@@ -14,7 +14,7 @@ pub struct Point {
 
 impl Point {
     /// Rows a second.
-    fn rate(&self) -> f64 {
+    pub fn rate(&self) -> f64 {
         self.rows as f64 / self.time.as_secs_f64().max(1e-9)
     }
 }

@@ -8,6 +8,10 @@ use muse_engine::{
 
 use super::curve::{PassCurve, Point, warm_up_sizes};
 
+/// Sizes in a row that bring no more rows a second, after which larger ones are not tried: the start should not wait for what
+/// the device cannot use. One or two may be odd by their shape, or by another process.
+const FLAT_SIZES: u32 = 3;
+
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
 pub struct WarmUp {
@@ -52,6 +56,7 @@ pub fn warm_up<M: StageModel>(
     };
     let spec = model.spec().clone();
     let mut points = Vec::new();
+    let (mut best_rate, mut flat) = (0.0, 0);
     for size in warm_up_sizes(settings.max_rows) {
         let mut best: Option<Duration> = None;
         for pass in 0..settings.passes.max(1) {
@@ -79,9 +84,14 @@ pub fn warm_up<M: StageModel>(
             let time = clock().saturating_duration_since(begun);
             best = Some(best.map_or(time, |best| best.min(time)));
         }
-        let time = best.unwrap_or_default();
-        points.push(Point { rows: size, time });
-        if time > settings.max_pass {
+        let point = Point {
+            rows: size,
+            time: best.unwrap_or_default(),
+        };
+        flat = if point.rate() > best_rate { 0 } else { flat + 1 };
+        best_rate = best_rate.max(point.rate());
+        points.push(point);
+        if point.time > settings.max_pass || flat >= FLAT_SIZES {
             break;
         }
     }

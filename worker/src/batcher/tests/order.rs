@@ -202,4 +202,14 @@ fn warm_up_finds_the_knee_of_the_model() {
         Some(3),
         "no pass longer than needed"
     );
+
+    model.time = (Duration::ZERO, Duration::from_millis(10));
+    let curve = warm_up(&mut model, &input, settings, &|| clock.now()).unwrap();
+    let sizes: Vec<usize> = curve.points().iter().map(|point| point.rows).collect();
+    assert_eq!(
+        sizes,
+        [1, 2, 3, 4],
+        "a device that gains nothing is not measured further"
+    );
+    assert_eq!(curve.knee(0.05), Some(1));
 }
