@@ -84,7 +84,7 @@ fn iterm(data: &[u8]) -> String {
 /// Each character shows two pixels: the upper in its own colour, the lower in its background's.
 fn blocks(data: &[u8]) -> Result<String, Failure> {
     let picture = decode(data)?;
-    let columns = picture.width().min(BLOCK_COLUMNS).max(1);
+    let columns = picture.width().clamp(1, BLOCK_COLUMNS);
     let rows = (picture.height() * columns / picture.width().max(1)).max(2);
     let small = picture
         .resize_exact(columns, rows / 2 * 2, FilterType::Triangle)

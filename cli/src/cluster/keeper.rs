@@ -390,10 +390,10 @@ async fn copy_output(
     let mut listening = Some(listening);
     let mut lines = BufReader::new(stdout).split(b'\n');
     while let Ok(Some(line)) = lines.next_segment().await {
-        if let Some(found) = probe::parse_listening(&String::from_utf8_lossy(&line)) {
-            if let Some(listening) = listening.take() {
-                let _ = listening.send(found);
-            }
+        if let Some(found) = probe::parse_listening(&String::from_utf8_lossy(&line))
+            && let Some(listening) = listening.take()
+        {
+            let _ = listening.send(found);
         }
         // A full disk must not stop a part that only wants to talk.
         let _ = log.write_all(&[&line, b"\n".as_slice()].concat());

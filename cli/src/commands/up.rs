@@ -160,10 +160,10 @@ async fn run_command(
 
 /// A Ctrl-C at the terminal has reached the command as well; a SIGTERM has not, and some commands are deaf to either.
 async fn end(child: &mut Child, signal: Which) -> std::io::Result<ExitStatus> {
-    if signal == Which::Interrupt {
-        if let Ok(status) = timeout(COMMAND_LIMIT, child.wait()).await {
-            return status;
-        }
+    if signal == Which::Interrupt
+        && let Ok(status) = timeout(COMMAND_LIMIT, child.wait()).await
+    {
+        return status;
     }
     if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) {
         // An error means that it is gone already.
