@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use muse_proto::v1::{
-    CancelJobRequest, GenerateRequest, GenerationRequest, GetImageRequest, GetJobRequest, Job, JobState, ListJobsRequest,
-    Progress, Stage, SubmitJobRequest, WatchJobRequest, generate_response, generation_client::GenerationClient,
-    watch_job_response,
+    CancelJobRequest, GenerateRequest, GenerationRequest, GetImageRequest, GetJobRequest, Job, JobState,
+    ListJobsRequest, Progress, Stage, SubmitJobRequest, WatchJobRequest, generate_response,
+    generation_client::GenerationClient, watch_job_response,
 };
 use tokio::time::timeout;
 use tonic::{Code, Status, transport::Channel};
@@ -16,6 +16,13 @@ use crate::PATIENCE;
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: GenerationClient<Channel>,
+}
+
+/// A channel that connects when first used, and again after a loss.
+pub fn channel(endpoint: &str) -> Channel {
+    Channel::from_shared(endpoint.to_owned())
+        .expect("an endpoint")
+        .connect_lazy()
 }
 
 /// What a whole `Generate` stream told.
@@ -32,8 +39,9 @@ pub struct Told {
 impl Client {
     /// Connects when first used, and again after a loss.
     pub fn new(endpoint: &str) -> Self {
-        let channel = Channel::from_shared(endpoint.to_owned()).expect("an endpoint").connect_lazy();
-        Self { inner: GenerationClient::new(channel).max_decoding_message_size(64 * 1024 * 1024) }
+        Self {
+            inner: GenerationClient::new(channel(endpoint)).max_decoding_message_size(64 * 1024 * 1024),
+        }
     }
 
     /// Submits; panics when refused.
@@ -43,41 +51,91 @@ impl Client {
 
     /// Submits, or tells how it was refused.
     pub async fn try_submit(&self, request: GenerationRequest) -> Result<Job, Status> {
-        let response = self.inner.clone().submit_job(SubmitJobRequest { request: Some(request) }).await?;
+        let response = self
+            .inner
+            .clone()
+            .submit_job(SubmitJobRequest {
+                request: Some(request),
+            })
+            .await?;
         Ok(response.into_inner().job.expect("a job"))
     }
 
     /// The job as it stands.
     pub async fn job(&self, id: &str) -> Result<Job, Status> {
-        let response = self.inner.clone().get_job(GetJobRequest { job_id: id.to_owned() }).await?;
+        let response = self
+            .inner
+            .clone()
+            .get_job(GetJobRequest {
+                job_id: id.to_owned(),
+            })
+            .await?;
         Ok(response.into_inner().job.expect("a job"))
     }
 
     /// Every job there is, newest first.
     pub async fn jobs(&self) -> Vec<Job> {
-        let request = ListJobsRequest { page_size: 200, ..ListJobsRequest::default() };
-        self.inner.clone().list_jobs(request).await.expect("a list").into_inner().jobs
+        let request = ListJobsRequest {
+            page_size: 200,
+            ..ListJobsRequest::default()
+        };
+        self.inner
+            .clone()
+            .list_jobs(request)
+            .await
+            .expect("a list")
+            .into_inner()
+            .jobs
     }
 
     /// Cancels.
     pub async fn cancel(&self, id: &str) -> Job {
-        let response = self.inner.clone().cancel_job(CancelJobRequest { job_id: id.to_owned() }).await;
+        let response = self
+            .inner
+            .clone()
+            .cancel_job(CancelJobRequest {
+                job_id: id.to_owned(),
+            })
+            .await;
         response.expect("cancelled").into_inner().job.expect("a job")
     }
 
     /// A picture's bytes.
     pub async fn image(&self, id: &str, index: u32) -> Vec<u8> {
-        let request = GetImageRequest { job_id: id.to_owned(), index };
-        let image = self.inner.clone().get_image(request).await.expect("an image").into_inner().image;
+        let request = GetImageRequest {
+            job_id: id.to_owned(),
+            index,
+        };
+        let image = self
+            .inner
+            .clone()
+            .get_image(request)
+            .await
+            .expect("an image")
+            .into_inner()
+            .image;
         image.expect("an image").data.to_vec()
     }
 
     /// Submits and watches in one stream, to its end.
     pub async fn generate(&self, request: GenerationRequest) -> Told {
-        let request = GenerateRequest { request: Some(request), omit_images: false };
-        let mut told = Told { jobs: vec![], progress: vec![], images: vec![] };
+        let request = GenerateRequest {
+            request: Some(request),
+            omit_images: false,
+        };
+        let mut told = Told {
+            jobs: vec![],
+            progress: vec![],
+            images: vec![],
+        };
         let all = async {
-            let mut stream = self.inner.clone().generate(request).await.expect("accepted").into_inner();
+            let mut stream = self
+                .inner
+                .clone()
+                .generate(request)
+                .await
+                .expect("accepted")
+                .into_inner();
             while let Some(response) = stream.message().await.expect("the stream goes on to its end") {
                 match response.event.expect("an event") {
                     generate_response::Event::Job(job) => told.jobs.push(job),
@@ -96,8 +154,10 @@ impl Client {
         let mut versions: Vec<u64> = Vec::new();
         let watched = async {
             loop {
-                let request =
-                    WatchJobRequest { job_id: id.to_owned(), after_version: versions.last().copied().unwrap_or(0) };
+                let request = WatchJobRequest {
+                    job_id: id.to_owned(),
+                    after_version: versions.last().copied().unwrap_or(0),
+                };
                 match self.inner.clone().watch_job(request).await {
                     Ok(stream) => {
                         let mut stream = stream.into_inner();
@@ -125,7 +185,10 @@ impl Client {
         let seen = timeout(PATIENCE, watched).await;
         match seen {
             Ok(seen) => (versions, seen),
-            Err(_) => panic!("nothing more to be seen of job {id}; it stands at {:?}", self.job(id).await),
+            Err(_) => panic!(
+                "nothing more to be seen of job {id}; it stands at {:?}",
+                self.job(id).await
+            ),
         }
     }
 
@@ -144,8 +207,13 @@ impl Client {
 
     /// Waits for the end, and checks that what was told on the way only ever moved forward.
     pub async fn end(&self, id: &str) -> Job {
-        let (versions, seen) = self.watch_until(id, |seen| matches!(seen, Seen::Job(job) if ended(job))).await;
-        assert!(versions.windows(2).all(|pair| pair[0] < pair[1]), "versions only grow: {versions:?}");
+        let (versions, seen) = self
+            .watch_until(id, |seen| matches!(seen, Seen::Job(job) if ended(job)))
+            .await;
+        assert!(
+            versions.windows(2).all(|pair| pair[0] < pair[1]),
+            "versions only grow: {versions:?}"
+        );
         match seen {
             Seen::Job(job) => *job,
             Seen::Progress(_) => unreachable!("the condition takes jobs alone"),
@@ -168,5 +236,8 @@ enum Seen {
 }
 
 fn ended(job: &Job) -> bool {
-    matches!(job.state(), JobState::Succeeded | JobState::Failed | JobState::Cancelled)
+    matches!(
+        job.state(),
+        JobState::Succeeded | JobState::Failed | JobState::Cancelled
+    )
 }

@@ -20,7 +20,10 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The folder of the repository.
 pub fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository's folder")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .expect("the repository's folder")
 }
 
 /// The bundle of random weights and odd shapes: quick, and nothing about it can be guessed.
@@ -36,7 +39,8 @@ pub fn demo_bundle() -> PathBuf {
 /// Options of a cluster in which a killed part stays down until the test starts it, leases are short, and progress and
 /// checkpoints come often.
 pub fn options(bundle: PathBuf) -> ClusterOptions {
-    let programs = Programs::beside(&programs::folder()).expect("the services are built: cargo build --workspace");
+    let programs =
+        Programs::beside(&programs::folder()).expect("the services are built: cargo build --workspace");
     let mut options = ClusterOptions::new(bundle, programs);
     options.restart = RestartPolicy::Never;
     options.overrides = [
@@ -71,7 +75,9 @@ pub async fn start(options: ClusterOptions) -> LocalCluster {
 pub fn logs(cluster: &LocalCluster) -> String {
     let mut text = String::new();
     for part in cluster.parts() {
-        let tail = cluster.log_tail(part, 15).unwrap_or_else(|error| error.to_string());
+        let tail = cluster
+            .log_tail(part, 15)
+            .unwrap_or_else(|error| error.to_string());
         text.push_str(&format!("--- {part}\n{tail}\n"));
     }
     text

@@ -7,7 +7,10 @@ use tokio::process::Command;
 /// Where cargo put the services: beside this test's own folder.
 pub fn folder() -> PathBuf {
     let test = std::env::current_exe().expect("this test's own path");
-    test.ancestors().nth(2).expect("target/debug above target/debug/deps").to_path_buf()
+    test.ancestors()
+        .nth(2)
+        .expect("target/debug above target/debug/deps")
+        .to_path_buf()
 }
 
 /// What a program said before it ended.
@@ -22,9 +25,17 @@ pub struct Ended {
 }
 
 /// Runs a service until it ends by itself, with nothing of `MUSE__…` in its environment but what is given.
-pub async fn run_to_end<S: AsRef<OsStr>>(program: &str, arguments: &[S], environment: &[(&str, &str)]) -> Ended {
+pub async fn run_to_end<S: AsRef<OsStr>>(
+    program: &str,
+    arguments: &[S],
+    environment: &[(&str, &str)],
+) -> Ended {
     let path = folder().join(program);
-    assert!(path.exists(), "{} is not built: cargo build --workspace", path.display());
+    assert!(
+        path.exists(),
+        "{} is not built: cargo build --workspace",
+        path.display()
+    );
     let mut command = Command::new(path);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     for (name, _) in std::env::vars_os() {
@@ -47,6 +58,9 @@ pub async fn run_to_end<S: AsRef<OsStr>>(program: &str, arguments: &[S], environ
 /// ONNX Runtime's library, as the Makefile names it.
 pub fn onnxruntime() -> String {
     std::env::var("MUSE__RUNTIME__ONNXRUNTIME").unwrap_or_else(|_| {
-        crate::repository().join(".deps/onnxruntime/libonnxruntime.so").to_string_lossy().into_owned()
+        crate::repository()
+            .join(".deps/onnxruntime/libonnxruntime.so")
+            .to_string_lossy()
+            .into_owned()
     })
 }

@@ -5,7 +5,10 @@ use muse_proto::v1::{GenerationRequest, Sampling, TextToImage, generation_reques
 /// A picture of `prompt`, defaults for all else.
 pub fn text_to_image(prompt: &str, seed: u64) -> GenerationRequest {
     GenerationRequest {
-        task: Some(Task::TextToImage(TextToImage { prompt: prompt.to_owned(), ..TextToImage::default() })),
+        task: Some(Task::TextToImage(TextToImage {
+            prompt: prompt.to_owned(),
+            ..TextToImage::default()
+        })),
         seed: Some(seed),
         ..GenerationRequest::default()
     }
@@ -17,7 +20,13 @@ pub fn long(prompt: &str, seed: u64) -> GenerationRequest {
     if let Some(Task::TextToImage(task)) = &mut request.task {
         task.count = Some(8);
     }
-    request.base = Some(Sampling { steps: Some(48), ..Sampling::default() });
-    request.superres = Some(Sampling { steps: Some(24), ..Sampling::default() });
+    request.base = Some(Sampling {
+        steps: Some(48),
+        ..Sampling::default()
+    });
+    request.superres = Some(Sampling {
+        steps: Some(24),
+        ..Sampling::default()
+    });
     request
 }

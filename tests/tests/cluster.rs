@@ -6,23 +6,42 @@ use muse_proto::v1::{
     GetQueueStatusRequest, JobState, ListModelsRequest, ListWorkersRequest, Stage, admin_client::AdminClient,
     models_client::ModelsClient,
 };
-use muse_tests::{client::Client, cluster, demo_bundle, logs, options, requests, start, tiny_bundle};
+use muse_tests::{
+    client::{Client, channel},
+    cluster, demo_bundle, logs, options, requests, start, tiny_bundle,
+};
 
 #[tokio::test]
 async fn a_prompt_becomes_a_picture_of_the_manifests_size_and_its_progress_is_told() {
     let cluster = cluster(demo_bundle()).await;
     let client = Client::new(&cluster.endpoint());
-    let told = client.generate(requests::long("two red apples on a blue background", 7)).await;
+    let told = client
+        .generate(requests::long("two red apples on a blue background", 7))
+        .await;
 
     let (first, last) = (&told.jobs[0], told.jobs.last().expect("a last event"));
     assert_eq!(last.state(), JobState::Succeeded, "{last:?}\n{}", logs(&cluster));
     assert_eq!(first.id, last.id);
     let stages: BTreeSet<i32> = told.progress.iter().map(|progress| progress.stage).collect();
-    assert_eq!(stages, BTreeSet::from([Stage::Base.into(), Stage::Superres.into()]), "{:?}", told.progress);
-    assert!(told.progress.iter().all(|progress| progress.step <= progress.of && progress.of > 0));
+    assert_eq!(
+        stages,
+        BTreeSet::from([Stage::Base.into(), Stage::Superres.into()]),
+        "{:?}",
+        told.progress
+    );
+    assert!(
+        told.progress
+            .iter()
+            .all(|progress| progress.step <= progress.of && progress.of > 0)
+    );
 
-    let mut models = ModelsClient::connect(cluster.endpoint()).await.expect("reachable");
-    let models = models.list_models(ListModelsRequest {}).await.expect("a list").into_inner().models;
+    let mut models = ModelsClient::new(channel(&cluster.endpoint()));
+    let models = models
+        .list_models(ListModelsRequest {})
+        .await
+        .expect("a list")
+        .into_inner()
+        .models;
     assert_eq!(models.len(), 1);
     assert_eq!(told.images.len(), 8);
     for (index, bytes) in told.images.iter().enumerate() {
@@ -30,7 +49,10 @@ async fn a_prompt_becomes_a_picture_of_the_manifests_size_and_its_progress_is_to
         // The first chunk of a PNG is its header: width and height, big-endian.
         let size = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         assert_eq!((size(16), size(20)), (models[0].width, models[0].height));
-        assert_eq!(&client.image(&last.id, u32::try_from(index).expect("small")).await, bytes);
+        assert_eq!(
+            &client.image(&last.id, u32::try_from(index).expect("small")).await,
+            bytes
+        );
     }
     let distinct: BTreeSet<&Vec<u8>> = told.images.iter().collect();
     assert_eq!(distinct.len(), 8, "pictures of one job differ");
@@ -44,9 +66,18 @@ async fn nothing_about_the_model_is_in_the_code() {
     let job = client.submit(requests::text_to_image("a red circle", 3)).await;
     let job = client.end(&job.id).await;
     assert_eq!(job.state(), JobState::Succeeded, "{job:?}\n{}", logs(&cluster));
-    assert_eq!((job.images[0].width, job.images[0].height), (48, 32), "an odd size, from the manifest");
+    assert_eq!(
+        (job.images[0].width, job.images[0].height),
+        (48, 32),
+        "an odd size, from the manifest"
+    );
     let request = job.request.expect("as accepted");
-    assert!(request.base.is_some_and(|base| base.steps.is_some_and(|steps| steps > 0)), "defaults are filled in");
+    assert!(
+        request
+            .base
+            .is_some_and(|base| base.steps.is_some_and(|steps| steps > 0)),
+        "defaults are filled in"
+    );
     assert_eq!(request.seed, Some(3));
     cluster.stop().await;
 }
@@ -54,12 +85,24 @@ async fn nothing_about_the_model_is_in_the_code() {
 #[tokio::test]
 async fn a_provider_list_that_ends_in_cpu_runs_on_the_cpu_and_says_so() {
     let mut options = options(tiny_bundle());
-    options.overrides.push("worker.runtime.providers=[\"cuda\", \"cpu\"]".parse().expect("an override"));
+    options.overrides.push(
+        "worker.runtime.providers=[\"cuda\", \"cpu\"]"
+            .parse()
+            .expect("an override"),
+    );
     let cluster = start(options).await;
-    let mut admin = AdminClient::connect(cluster.endpoint()).await.expect("reachable");
-    let workers = admin.list_workers(ListWorkersRequest {}).await.expect("a list").into_inner().workers;
+    let mut admin = AdminClient::new(channel(&cluster.endpoint()));
+    let workers = admin
+        .list_workers(ListWorkersRequest {})
+        .await
+        .expect("a list")
+        .into_inner()
+        .workers;
     assert_eq!(workers.len(), 2, "{workers:?}");
-    assert!(workers.iter().all(|worker| worker.provider == "cpu"), "{workers:?}");
+    assert!(
+        workers.iter().all(|worker| worker.provider == "cpu"),
+        "{workers:?}"
+    );
     assert!(workers.iter().all(|worker| worker.row_budget >= 2), "{workers:?}");
     cluster.stop().await;
 }
@@ -70,10 +113,22 @@ async fn a_job_waits_for_a_worker_and_runs_when_one_attaches() {
     let client = Client::new(&cluster.endpoint());
     cluster.stop_part("base-0").await.expect("drains");
     let job = client.submit(requests::text_to_image("a blue square", 4)).await;
-    let mut admin = AdminClient::connect(cluster.endpoint()).await.expect("reachable");
-    let status = admin.get_queue_status(GetQueueStatusRequest {}).await.expect("a status").into_inner();
-    let base = status.pools.iter().find(|pool| pool.stage() == Stage::Base).expect("the base pool");
-    assert_eq!((base.waiting, base.running, base.workers), (1, 0, 0), "{status:?}");
+    let mut admin = AdminClient::new(channel(&cluster.endpoint()));
+    let status = admin
+        .get_queue_status(GetQueueStatusRequest {})
+        .await
+        .expect("a status")
+        .into_inner();
+    let base = status
+        .pools
+        .iter()
+        .find(|pool| pool.stage() == Stage::Base)
+        .expect("the base pool");
+    assert_eq!(
+        (base.waiting, base.running, base.workers),
+        (1, 0, 0),
+        "{status:?}"
+    );
     cluster.start_part("base-0").await.expect("starts again");
     assert_eq!(client.pictures(&job.id).await.len(), 1, "{}", logs(&cluster));
     cluster.stop().await;

@@ -7,11 +7,18 @@ use muse_tests::{client::Client, cluster, demo_bundle, logs, requests};
 fn others() -> Vec<GenerationRequest> {
     (0..7_u32)
         .map(|index| {
-            let mut request = requests::text_to_image(&format!("{} stars", ["two", "three", "four"][index as usize % 3]), 100);
+            let mut request = requests::text_to_image(
+                &format!("{} stars", ["two", "three", "four"][index as usize % 3]),
+                100,
+            );
             request.seed = Some(u64::from(index) + 40);
             if let Some(Task::TextToImage(task)) = &mut request.task {
                 task.count = Some(1 + index % 3);
-                task.negative_prompt = if index % 2 == 0 { String::new() } else { "a dog".to_owned() };
+                task.negative_prompt = if index % 2 == 0 {
+                    String::new()
+                } else {
+                    "a dog".to_owned()
+                };
             }
             request.base = Some(Sampling {
                 steps: Some(5 + 7 * index),
@@ -19,10 +26,17 @@ fn others() -> Vec<GenerationRequest> {
                 temperature: Some(0.7 + 0.1 * index as f32),
                 top_k: Some(if index == 3 { 5 } else { 0 }),
                 mask_schedule: MaskSchedule::Linear.into(),
-                scheduler: if index == 5 { Scheduler::Halton.into() } else { Scheduler::Confidence.into() },
+                scheduler: if index == 5 {
+                    Scheduler::Halton.into()
+                } else {
+                    Scheduler::Confidence.into()
+                },
                 ..Sampling::default()
             });
-            request.superres = Some(Sampling { steps: Some(3 + 2 * index), ..Sampling::default() });
+            request.superres = Some(Sampling {
+                steps: Some(3 + 2 * index),
+                ..Sampling::default()
+            });
             request
         })
         .collect()
@@ -56,7 +70,12 @@ async fn a_request_alone_among_seven_others_and_after_a_restart_in_the_middle_gi
         cluster.start_part(part).await.expect("starts again");
         let job = client.end(&stopped.id).await;
         assert_eq!(job.crashes, 0, "a drain is no crash: {job:?}");
-        assert_eq!(client.pictures(&stopped.id).await, alone, "{part} restarted\n{}", logs(&cluster));
+        assert_eq!(
+            client.pictures(&stopped.id).await,
+            alone,
+            "{part} restarted\n{}",
+            logs(&cluster)
+        );
     }
     cluster.stop().await;
 }

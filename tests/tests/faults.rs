@@ -16,7 +16,12 @@ async fn a_job_outlives_the_worker_that_runs_it() {
         client.reach(&job.id, stage, step).await;
         cluster.kill(part).await.expect("it was alive");
         cluster.start_part(part).await.expect("starts again");
-        assert_eq!(client.pictures(&job.id).await, undisturbed, "{part} killed\n{}", logs(&cluster));
+        assert_eq!(
+            client.pictures(&job.id).await,
+            undisturbed,
+            "{part} killed\n{}",
+            logs(&cluster)
+        );
         let job = client.job(&job.id).await.expect("it is there");
         assert_eq!((job.state(), job.images.len()), (JobState::Succeeded, 8));
     }
@@ -42,7 +47,12 @@ async fn a_job_and_its_watch_outlive_the_gateway() {
         cluster.kill("gateway-0").await.expect("it was alive");
         cluster.start_part("gateway-0").await.expect("starts again");
         let pictures = watch.await.expect("the watch resumes");
-        assert_eq!(pictures, undisturbed, "gateway killed in {stage:?}\n{}", logs(&cluster));
+        assert_eq!(
+            pictures,
+            undisturbed,
+            "gateway killed in {stage:?}\n{}",
+            logs(&cluster)
+        );
     }
     assert_eq!(client.jobs().await.len(), 3, "no job was made twice");
     cluster.stop().await;

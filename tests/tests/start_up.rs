@@ -44,7 +44,11 @@ async fn start_worker(bundle: &Path, providers: &str) -> Ended {
 }
 
 fn assert_one_line(ended: &Ended, parts: &[&str]) {
-    let lines: Vec<&str> = ended.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<&str> = ended
+        .stderr
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     assert_ne!(ended.code, Some(0), "{ended:?}");
     assert_eq!(lines.len(), 1, "one line, not {}:\n{}", lines.len(), ended.stderr);
     for part in parts {
@@ -93,7 +97,10 @@ async fn a_wrong_tensor_name_is_named() {
 async fn a_vocabulary_that_does_not_fit_is_named() {
     let (_folder, bundle) = spoilable();
     let text = fs::read_to_string(bundle.join("bundle.toml")).expect("the manifest");
-    let line = text.lines().find(|line| line.starts_with("vocab_size")).expect("the text's vocabulary");
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("vocab_size"))
+        .expect("the text's vocabulary");
     edit(&bundle, line, "vocab_size = 7");
     assert_one_line(&start_worker(&bundle, "cpu").await, &["tokenizer.json", "vocab"]);
 }
@@ -115,8 +122,15 @@ async fn check_prints_the_configuration_that_would_run() {
     for program in ["muse-gateway", "muse-encoder", "muse-worker"] {
         let ended = run_to_end(program, &["--check"], &[("MUSE__TELEMETRY__LOG_FORMAT", "json")]).await;
         assert_eq!(ended.code, Some(0), "{program}: {ended:?}");
-        let printed: toml::Table = ended.stdout.parse().unwrap_or_else(|error| panic!("{program}: {error}\n{ended:?}"));
-        assert_eq!(printed["telemetry"]["log_format"].as_str(), Some("json"), "{program}");
+        let printed: toml::Table = ended
+            .stdout
+            .parse()
+            .unwrap_or_else(|error| panic!("{program}: {error}\n{ended:?}"));
+        assert_eq!(
+            printed["telemetry"]["log_format"].as_str(),
+            Some("json"),
+            "{program}"
+        );
     }
 }
 
