@@ -3,6 +3,7 @@
 //! The parts are real processes under the real supervisor; only what they serve is played, so that these tests need no
 //! model. The end-to-end tests in `tests/` run the real services.
 #![allow(
+    clippy::expect_used,
     clippy::unwrap_used,
     clippy::panic,
     missing_docs,

@@ -131,7 +131,7 @@ fn ties_in_confidence_mask_exactly_as_many_and_the_earlier_first() {
     let mut chosen = Vec::new();
     let confidences = [(0.5, 0), (0.1, 1), (0.5, 2), (0.5, 3)];
     least_confident(confidences.into_iter(), 3, &mut Scratch::default(), |position| {
-        chosen.push(position)
+        chosen.push(position);
     });
     chosen.sort_unstable();
     assert_eq!(chosen, [0, 1, 2]);

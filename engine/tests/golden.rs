@@ -263,6 +263,11 @@ fn token_grids_equal_the_references_with_a_null_embedding_and_without_super_reso
 }
 
 #[test]
+fn token_grids_of_the_demo_bundle_equal_the_references() {
+    assert!(compare("demo.json") >= 5);
+}
+
+#[test]
 fn random_words_equal_the_references() {
     let golden: SamplerGolden = read("sampler.json");
     for case in &golden.philox {

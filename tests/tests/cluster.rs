@@ -1,4 +1,9 @@
 //! The whole cluster, as its users and operators see it.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what it saw by panicking"
+)]
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,9 @@
 //! A picture depends on its request alone.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what it saw by panicking"
+)]
 
 use muse_proto::v1::{GenerationRequest, MaskSchedule, Sampling, Scheduler, Stage, generation_request::Task};
 use muse_tests::{client::Client, cluster, demo_bundle, logs, requests};

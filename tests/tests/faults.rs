@@ -1,4 +1,9 @@
 //! Parts are killed with SIGKILL in mid-job: each job ends once, with the same pictures.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what it saw by panicking"
+)]
 
 use muse_proto::v1::{JobState, Stage};
 use muse_tests::{client::Client, cluster, demo_bundle, logs, options, requests, start};

@@ -1,4 +1,9 @@
 //! A service that can't serve says so in one line, and stops.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what it saw by panicking"
+)]
 
 use std::{
     fs,

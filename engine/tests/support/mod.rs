@@ -46,7 +46,8 @@ pub(crate) fn options() -> SessionOptions {
 
 /// Folder of a test bundle.
 pub(crate) fn bundle_folder(name: &str) -> PathBuf {
-    root().join("tests/bundles").join(name)
+    let parent = if name == "demo" { "bundles" } else { "tests/bundles" };
+    root().join(parent).join(name)
 }
 
 /// A test bundle.
