@@ -46,7 +46,11 @@ pub(crate) fn options() -> SessionOptions {
 
 /// Folder of a test bundle.
 pub(crate) fn bundle_folder(name: &str) -> PathBuf {
-    let parent = if name == "demo" { "bundles" } else { "tests/bundles" };
+    let parent = if name == "demo" {
+        "bundles"
+    } else {
+        "tests/bundles"
+    };
     root().join(parent).join(name)
 }
 
