@@ -30,11 +30,13 @@ async fn a_lost_gateway_is_replaced_by_another_and_its_leases_are_finished_there
     };
     session.welcome().await;
     let sampling = Sampling {
-        steps: Some(40),
+        // Long enough to be decoding still when the worker has found the other gateway: a job that only waits for its
+        // pixels has no checkpoint to tell.
+        steps: Some(96),
         ..Sampling::default()
     };
     let lease = Wish {
-        count: 6,
+        count: 16,
         sampling,
         ..wish(1, Stage::Superres)
     }
