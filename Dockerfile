@@ -73,6 +73,9 @@ USER 10001:10001
 
 # === the images ===
 
+# The ports are the services' defaults (docs/operations.md). The chart sets 7700 and 7701 in all of them: each pod has an
+# address of its own.
+
 FROM base AS gateway
 COPY --from=build /out/muse-gateway /usr/local/bin/
 EXPOSE 7700 7701
@@ -80,22 +83,22 @@ ENTRYPOINT ["muse-gateway"]
 
 FROM base-onnxruntime AS worker
 COPY --from=build /out/muse-worker /usr/local/bin/
-EXPOSE 7701
+EXPOSE 7720
 ENTRYPOINT ["muse-worker"]
 
 FROM base-cuda AS worker-cuda
 COPY --from=build /out/muse-worker /usr/local/bin/
-EXPOSE 7701
+EXPOSE 7720
 ENTRYPOINT ["muse-worker"]
 
 FROM base-onnxruntime AS encoder-svc
 COPY --from=build /out/muse-encoder /usr/local/bin/
-EXPOSE 7700 7701
+EXPOSE 7710 7711
 ENTRYPOINT ["muse-encoder"]
 
 FROM base-cuda AS encoder-svc-cuda
 COPY --from=build /out/muse-encoder /usr/local/bin/
-EXPOSE 7700 7701
+EXPOSE 7710 7711
 ENTRYPOINT ["muse-encoder"]
 
 # A client of a cluster elsewhere; `generate --local` and `bundle verify` work too, `up` does not (it starts the others).

@@ -1,6 +1,7 @@
 {{/* The services' configuration files (TOML). Keys are those of each service's src/config.rs; helm/tests gives what is
      rendered here to the real binaries. `toJson` writes strings and lists as TOML reads them. */}}
 
+{{/* The same for every service, not each one's default: a pod has an address of its own. */}}
 {{- define "muse.ports.grpc" -}}7700{{- end -}}
 {{- define "muse.ports.ops" -}}7701{{- end -}}
 
