@@ -138,3 +138,16 @@ async fn a_job_waits_for_a_worker_and_runs_when_one_attaches() {
     assert_eq!(client.pictures(&job.id).await.len(), 1, "{}", logs(&cluster));
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn logs_that_go_to_a_file_have_no_colours() {
+    let cluster = cluster(tiny_bundle()).await;
+    let client = Client::new(&cluster.endpoint());
+    client.make(requests::text_to_image("a red circle", 5)).await;
+    for part in ["gateway-0", "encoder-0", "base-0", "superres-0"] {
+        let log = cluster.log_tail(part, 1000).expect("its log");
+        assert!(log.contains(" INFO "), "{part} says what it does: {log}");
+        assert!(!log.contains('\u{1b}'), "{part}: {log:?}");
+    }
+    cluster.stop().await;
+}

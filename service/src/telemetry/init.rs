@@ -1,6 +1,8 @@
 //! Sets the process's subscriber up, once.
 
 use std::{
+    env,
+    ffi::OsStr,
     io::{self, IsTerminal as _},
     time::Duration,
 };
@@ -25,6 +27,9 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// levels makes it speak.
 const QUIET: &str = "ort=off";
 
+/// Set to anything but nothing, it asks every program for plain text: <https://no-color.org>.
+const NO_COLOR: &str = "NO_COLOR";
+
 /// Holds the exporter; [`TelemetryGuard::flush`] sends what is left.
 #[derive(Debug)]
 #[must_use = "spans that were not sent are lost when it is dropped without a flush"]
@@ -46,17 +51,21 @@ pub fn init(service: &'static str, config: &Telemetry) -> Result<TelemetryGuard,
         // Only our own: the exporter's client would trace its own exports.
         .with_filter(filter_fn(|metadata| metadata.target().starts_with("muse")));
     let registry = Registry::default().with(spans);
-    let human = || {
-        fmt::layer()
-            .with_writer(io::stderr)
-            .with_ansi(io::stderr().is_terminal())
-    };
+    let coloured = wants_colours(io::stderr().is_terminal(), env::var_os(NO_COLOR).as_deref());
+    let human = || fmt::layer().with_writer(io::stderr).with_ansi(coloured);
     // A subscriber that is there already is a test's; it stays.
     let _ = match config.log_format {
         LogFormat::Human => registry.with(human().with_filter(levels)).try_init(),
-        LogFormat::Json => registry.with(human().json().with_filter(levels)).try_init(),
+        LogFormat::Json => registry
+            .with(human().with_ansi(false).json().with_filter(levels))
+            .try_init(),
     };
     Ok(TelemetryGuard { provider })
+}
+
+/// Colours are for people who look at a terminal: in a file or a collector they are noise.
+fn wants_colours(terminal: bool, no_color: Option<&OsStr>) -> bool {
+    terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 fn provider(service: &'static str, config: &Telemetry) -> Result<SdkTracerProvider, ConfigError> {
@@ -94,5 +103,60 @@ impl TelemetryGuard {
         if let Err(error) = self.provider.shutdown_with_timeout(EXPORT_TIMEOUT) {
             tracing::warn!(%error, "the last spans were not sent");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_and_not_for_those_who_refuse_them() {
+        assert!(wants_colours(true, None));
+        assert!(wants_colours(true, Some(OsStr::new(""))), "empty counts as unset");
+        assert!(!wants_colours(true, Some(OsStr::new("1"))));
+        assert!(!wants_colours(false, None));
+    }
+
+    /// What is logged inside a span with fields.
+    fn logged(coloured: bool) -> String {
+        #[derive(Clone, Default)]
+        struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+        impl io::Write for Buffer {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let layer = fmt::layer()
+            .with_writer(move || writer.clone())
+            .with_ansi(coloured);
+        tracing::subscriber::with_default(Registry::default().with(layer), || {
+            let _span = tracing::info_span!("job", job_id = "7").entered();
+            tracing::warn!(rows = 3, "a pass failed");
+        });
+        let bytes = buffer.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_line_without_colours_has_no_escapes() {
+        let (plain, coloured) = (logged(false), logged(true));
+        assert!(
+            plain.contains("job_id=\"7\"") && plain.contains("a pass failed"),
+            "{plain}"
+        );
+        assert!(!plain.contains('\u{1b}'), "{plain:?}");
+        assert!(coloured.contains('\u{1b}'), "the test can see them: {coloured:?}");
     }
 }
