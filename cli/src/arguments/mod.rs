@@ -1,6 +1,7 @@
 //! The command line.
 
 mod generate;
+mod sampling;
 mod up;
 
 use std::{ffi::OsString, path::PathBuf};

@@ -1,7 +1,7 @@
 //! One part over its life: started, watched, started again when it dies, stopped.
 //!
-//! A keeper is a task that alone holds the process; everyone else holds a [`Part`], reads its state and sends it orders. An
-//! order is handled while the process is not yet reaped, so that a signal never reaches a stranger with the same id.
+//! A keeper is a task that alone holds the process; everyone else holds a [`Part`]. An order is handled while the process is
+//! not yet reaped, so that a signal never reaches a stranger with the same id.
 
 use std::{
     fs::{File, OpenOptions},
@@ -20,46 +20,16 @@ use tokio::{
 };
 
 use super::{
-    error::ClusterError,
-    log,
     options::{ClusterOptions, Limits, RestartPolicy},
+    part::{Order, Part, Status},
     plan::{PartPlan, Ready},
     probe,
     spawner::Spawner,
     state::{PartEvent, PartState, Running},
 };
 
-/// Lines of a log that an error shows.
-const TAIL_LINES: usize = 20;
 /// Orders to one part that may wait.
 const WAITING_ORDERS: usize = 16;
-
-/// A part, for those who look at it and order it about.
-#[derive(Debug)]
-pub(super) struct Part {
-    name: String,
-    log: PathBuf,
-    status: watch::Receiver<Status>,
-    orders: mpsc::Sender<Order>,
-}
-
-/// What a keeper tells. The counters are for those who wait: a state may have passed before they look.
-#[derive(Debug)]
-struct Status {
-    state: PartState,
-    /// As it last ran.
-    running: Option<Running>,
-    starts: u64,
-    ends: u64,
-}
-
-#[derive(Debug)]
-enum Order {
-    Start,
-    /// SIGTERM, then SIGKILL.
-    Stop,
-    Signal(Signal, oneshot::Sender<bool>),
-}
 
 /// Why a process is gone.
 enum End {
@@ -77,95 +47,6 @@ pub(super) struct Keeper {
     status: watch::Sender<Status>,
     events: broadcast::Sender<PartEvent>,
     orders: mpsc::Receiver<Order>,
-}
-
-// === impl Part ===
-
-impl Part {
-    pub(super) fn state(&self) -> PartState {
-        self.status.borrow().state.clone()
-    }
-
-    /// As it last ran; its addresses stay the same.
-    pub(super) fn last_running(&self) -> Option<Running> {
-        self.status.borrow().running
-    }
-
-    pub(super) fn log(&self) -> &Path {
-        &self.log
-    }
-
-    pub(super) async fn wait_ready(&self, limit: Duration) -> Result<(), ClusterError> {
-        let mut status = self.status.clone();
-        let settled = status.wait_for(|status| {
-            matches!(
-                status.state,
-                PartState::Running(_) | PartState::Dead { .. } | PartState::Stopped
-            )
-        });
-        match timeout(limit, settled).await {
-            Err(_) => Err(ClusterError::NotReady {
-                part: self.name.clone(),
-                seconds: limit.as_secs(),
-                log: log::tail(&self.log, TAIL_LINES),
-            }),
-            Ok(Ok(status)) if matches!(status.state, PartState::Running(_)) => Ok(()),
-            Ok(Ok(status)) => Err(self.failed(status.state.to_string())),
-            Ok(Err(_)) => Err(self.failed("is not kept any more".to_owned())),
-        }
-    }
-
-    /// SIGKILL, and waits until that process is gone.
-    pub(super) async fn kill(&self) -> Result<(), ClusterError> {
-        let mut status = self.status.clone();
-        let ends = status.borrow().ends;
-        self.signal(Signal::SIGKILL).await?;
-        // An error means that its keeper is gone, and the process with it.
-        let _ = status.wait_for(|status| status.ends > ends).await;
-        Ok(())
-    }
-
-    pub(super) async fn signal(&self, signal: Signal) -> Result<(), ClusterError> {
-        let (answer, answered) = oneshot::channel();
-        let sent = self.orders.send(Order::Signal(signal, answer)).await.is_ok();
-        if sent && answered.await.unwrap_or(false) {
-            return Ok(());
-        }
-        Err(ClusterError::NotRunning {
-            part: self.name.clone(),
-            state: self.state().to_string(),
-        })
-    }
-
-    pub(super) async fn stop(&self) {
-        if self.orders.send(Order::Stop).await.is_ok() {
-            let _ = self
-                .status
-                .clone()
-                .wait_for(|status| status.state == PartState::Stopped)
-                .await;
-        }
-    }
-
-    /// Returns once the keeper has taken the order, so that a wait for readiness does not see the state before it.
-    pub(super) async fn start(&self) {
-        let mut status = self.status.clone();
-        let (down, starts) = {
-            let now = status.borrow();
-            (now.state.is_down(), now.starts)
-        };
-        if down && self.orders.send(Order::Start).await.is_ok() {
-            let _ = status.wait_for(|status| status.starts > starts).await;
-        }
-    }
-
-    fn failed(&self, reason: String) -> ClusterError {
-        ClusterError::PartFailed {
-            part: self.name.clone(),
-            reason,
-            log: log::tail(&self.log, TAIL_LINES),
-        }
-    }
 }
 
 // === impl Keeper ===
@@ -186,12 +67,7 @@ impl Keeper {
         };
         let (status, seen) = watch::channel(first);
         let (sender, orders) = mpsc::channel(WAITING_ORDERS);
-        let part = Part {
-            name: plan.name.clone(),
-            log: plan.log.clone(),
-            status: seen,
-            orders: sender,
-        };
+        let part = Part::new(plan.name.clone(), plan.log.clone(), seen, sender);
         let (limits, restart) = (options.limits, options.restart);
         let keeper = Self {
             plan,

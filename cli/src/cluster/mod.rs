@@ -11,6 +11,7 @@ pub mod guard;
 mod keeper;
 mod log;
 mod options;
+mod part;
 mod plan;
 mod probe;
 mod programs;
@@ -24,7 +25,8 @@ use tokio::{runtime::Handle, sync::broadcast};
 
 use self::{
     directory::StateDirectory,
-    keeper::{Keeper, Part},
+    keeper::Keeper,
+    part::Part,
     plan::{PartPlan, Planner},
     spawner::Spawner,
 };
