@@ -226,6 +226,12 @@ impl Client {
         assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
         job.images.into_iter().map(|image| image.sha256).collect()
     }
+
+    /// Submits, and waits for success as [`Client::pictures`] does.
+    pub async fn make(&self, request: GenerationRequest) -> Vec<String> {
+        let job = self.submit(request).await;
+        self.pictures(&job.id).await
+    }
 }
 
 /// An event of a watch.

@@ -71,6 +71,12 @@ pub async fn start(options: ClusterOptions) -> LocalCluster {
     }
 }
 
+/// SIGKILL, and a fresh start at the same addresses.
+pub async fn restart(cluster: &LocalCluster, part: &str) {
+    cluster.kill(part).await.expect("it was alive");
+    cluster.start_part(part).await.expect("starts again");
+}
+
 /// The last lines of every part's log, for a failing test to print.
 pub fn logs(cluster: &LocalCluster) -> String {
     let mut text = String::new();

@@ -53,16 +53,14 @@ async fn a_request_alone_among_seven_others_and_after_a_restart_in_the_middle_gi
     let client = Client::new(&cluster.endpoint());
     let request = requests::long("two red apples on a blue background", 7);
 
-    let alone = client.submit(request.clone()).await;
-    let alone = client.pictures(&alone.id).await;
+    let alone = client.make(request.clone()).await;
     assert_eq!(alone.len(), 8);
 
     let mut jobs = Vec::new();
     for other in others() {
         jobs.push(client.submit(other).await.id);
     }
-    let among = client.submit(request.clone()).await;
-    let among = client.pictures(&among.id).await;
+    let among = client.make(request.clone()).await;
     for id in &jobs {
         client.pictures(id).await;
     }

@@ -6,21 +6,19 @@
 )]
 
 use muse_proto::v1::{JobState, Stage};
-use muse_tests::{client::Client, cluster, demo_bundle, logs, options, requests, start};
+use muse_tests::{client::Client, cluster, demo_bundle, logs, options, requests, restart, start};
 
 #[tokio::test]
 async fn a_job_outlives_the_worker_that_runs_it() {
     let cluster = cluster(demo_bundle()).await;
     let client = Client::new(&cluster.endpoint());
     let request = requests::long("a yellow star on a black background", 11);
-    let undisturbed = client.submit(request.clone()).await;
-    let undisturbed = client.pictures(&undisturbed.id).await;
+    let undisturbed = client.make(request.clone()).await;
 
     for (stage, part, step) in [(Stage::Base, "base-0", 5), (Stage::Superres, "superres-0", 2)] {
         let job = client.submit(request.clone()).await;
         client.reach(&job.id, stage, step).await;
-        cluster.kill(part).await.expect("it was alive");
-        cluster.start_part(part).await.expect("starts again");
+        restart(&cluster, part).await;
         assert_eq!(
             client.pictures(&job.id).await,
             undisturbed,
@@ -39,8 +37,7 @@ async fn a_job_and_its_watch_outlive_the_gateway() {
     let cluster = cluster(demo_bundle()).await;
     let client = Client::new(&cluster.endpoint());
     let request = requests::long("a fox", 12);
-    let undisturbed = client.submit(request.clone()).await;
-    let undisturbed = client.pictures(&undisturbed.id).await;
+    let undisturbed = client.make(request.clone()).await;
 
     for stage in [Stage::Base, Stage::Superres] {
         let job = client.submit(request.clone()).await;
@@ -49,8 +46,7 @@ async fn a_job_and_its_watch_outlive_the_gateway() {
             let (client, id) = (client.clone(), job.id.clone());
             tokio::spawn(async move { client.pictures(&id).await })
         };
-        cluster.kill("gateway-0").await.expect("it was alive");
-        cluster.start_part("gateway-0").await.expect("starts again");
+        restart(&cluster, "gateway-0").await;
         let pictures = watch.await.expect("the watch resumes");
         assert_eq!(
             pictures,
@@ -83,13 +79,11 @@ async fn a_job_outlives_the_queue_server() {
     let cluster = cluster(demo_bundle()).await;
     let client = Client::new(&cluster.endpoint());
     let request = requests::long("a blue heart", 14);
-    let undisturbed = client.submit(request.clone()).await;
-    let undisturbed = client.pictures(&undisturbed.id).await;
+    let undisturbed = client.make(request.clone()).await;
 
     let job = client.submit(request).await;
     client.reach(&job.id, Stage::Base, 2).await;
-    cluster.kill("valkey").await.expect("it was alive");
-    cluster.start_part("valkey").await.expect("starts again");
+    restart(&cluster, "valkey").await;
     assert_eq!(client.pictures(&job.id).await, undisturbed, "{}", logs(&cluster));
     cluster.stop().await;
 }
@@ -102,7 +96,7 @@ async fn a_cancelled_job_stops_and_leaves_its_worker_to_others() {
     client.reach(&job.id, Stage::Base, 1).await;
     assert_eq!(client.cancel(&job.id).await.state(), JobState::Cancelled);
     assert_eq!(client.end(&job.id).await.state(), JobState::Cancelled);
-    let next = client.submit(requests::text_to_image("a dog", 15)).await;
-    assert_eq!(client.pictures(&next.id).await.len(), 1, "{}", logs(&cluster));
+    let next = client.make(requests::text_to_image("a dog", 15)).await;
+    assert_eq!(next.len(), 1, "{}", logs(&cluster));
     cluster.stop().await;
 }
