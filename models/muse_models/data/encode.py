@@ -18,6 +18,7 @@ from ..tokenizer.model import ImageTokenizer
 from ..tokenizer.pictures import to_tensor
 from ..training import checkpoint
 from ..training.config import default_work_dir
+from ..training.hardware import Hardware
 from .build import scene_from_json
 from .captions import caption
 from .render import halve
@@ -55,9 +56,9 @@ def encode_text(work_dir: Path, source: str, target: Path, wordings: int) -> Non
 
 
 @torch.no_grad()
-def encode_pictures(work_dir: Path, source: str, target: Path, part: str, wordings: int) -> None:
+def encode_pictures(work_dir: Path, source: str, target: Path, part: str, wordings: int, hardware: Hardware) -> None:
     """Writes `<part>.npy`, each picture's tokens once for each wording."""
-    model = load_tokenizer(work_dir, part).to(memory_format=torch.channels_last)
+    model = load_tokenizer(work_dir, part).to(hardware.device, memory_format=torch.channels_last)
     images = np.load(work_dir / source / "images.npy", mmap_mode="r")
     staging = target / f"{part}.partial.npy"
     shape = (len(images) * wordings, model.grid_side**2)
@@ -67,8 +68,8 @@ def encode_pictures(work_dir: Path, source: str, target: Path, part: str, wordin
         batch = np.array(images[start : start + 64])
         if model.image_side * 2 == batch.shape[1]:
             batch = halve(batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            encoded = model.encode(to_tensor(batch)).numpy()
+        with hardware.autocast():
+            encoded = model.encode(to_tensor(batch).to(hardware.device)).cpu().numpy()
         tokens[start * wordings : (start + len(batch)) * wordings] = encoded.repeat(wordings, 0)
         if start % 6400 == 0 and start:
             print(f"{part}: {start}/{len(images)}, {start / (time.monotonic() - started):.0f}/s", flush=True)
@@ -82,15 +83,17 @@ def main() -> None:
     parser.add_argument("--part", choices=("text", "base", "superres"), required=True)
     parser.add_argument("--wordings", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    hardware = Hardware.from_options({"device": arguments.device})
     for source, folder in SPLITS.items():
         target = arguments.work_dir / folder
         target.mkdir(parents=True, exist_ok=True)
         if arguments.part == "text":
             encode_text(arguments.work_dir, source, target, arguments.wordings)
         else:
-            encode_pictures(arguments.work_dir, source, target, arguments.part, arguments.wordings)
+            encode_pictures(arguments.work_dir, source, target, arguments.part, arguments.wordings, hardware)
 
 
 if __name__ == "__main__":

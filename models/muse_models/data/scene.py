@@ -75,14 +75,15 @@ def _visible_backgrounds(items: tuple[Item, ...]) -> list[str]:
 
 
 def _draw(rng: random.Random) -> Scene:
+    # Things in groups and pairs are smaller and harder to draw than one alone: they come more often.
     kind = rng.random()
-    if kind < 0.30:
+    if kind < 0.18:
         items = (_random_item(rng, "centre", 0.0, 0.0),)
-    elif kind < 0.46:
+    elif kind < 0.36:
         items = (_random_item(rng, "centre", 0.0, 1.0),)
-    elif kind < 0.54:
+    elif kind < 0.42:
         items = (_random_item(rng, "centre", 1.0, 1.0),)
-    elif kind < 0.74:
+    elif kind < 0.66:
         one = _random_item(rng, "group", 0.25, 0.4)
         items = (Item(one.name, one.colour, rng.randint(2, 4), "group"),)
     else:
@@ -117,7 +118,7 @@ def _quarter(item: int, column: int, row: int) -> Box:
 
 
 def _single(rng: random.Random) -> list[Box]:
-    if rng.random() < 0.6:
+    if rng.random() < 0.85:
         return [Box(0, CELL, CELL, SINGLE_SIDE)]
     return [Box(0, CELL * rng.randrange(3), CELL * rng.randrange(3), SINGLE_SIDE)]
 

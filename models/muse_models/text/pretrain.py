@@ -6,10 +6,9 @@ sentence-level objective does not. The heads are thrown away afterwards and the 
 Writes `<work-dir>/text/tokenizer.json` and `<work-dir>/text/checkpoint.pt`.
 """
 
-import argparse
 import random
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,9 +18,8 @@ from ..data.captions import caption
 from ..data.scene import random_scene
 from ..training import checkpoint
 from ..training.average import Average
-from ..training.budget import Budget
-from ..training.config import default_work_dir, load_config
-from ..training.journal import Journal
+from ..training.hardware import Hardware
+from ..training.loop import Run, Task, command
 from . import vocabulary
 from .corpus import HEADS, IGNORED, Corpus, LabelledBatch
 from .encoder import T5Encoder
@@ -41,11 +39,12 @@ class Pretrainer(nn.Module):
 
     def losses(self, batch: LabelledBatch) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """Cross-entropy and accuracy of each head."""
-        tokens = torch.from_numpy(batch.tokens)
+        device = self.encoder.embedding.weight.device
+        tokens = torch.from_numpy(batch.tokens).to(device)
         states = self.encoder(tokens, tokens != vocabulary.PAD)
         losses, accuracy = {}, {}
         for name, head in self.heads.items():
-            labels = torch.from_numpy(batch.labels[name]).flatten()
+            labels = torch.from_numpy(batch.labels[name]).flatten().to(device)
             asked = labels != IGNORED
             if not asked.any():
                 continue
@@ -80,85 +79,64 @@ def swap_similarity(encoder: T5Encoder, tokenizer) -> float:
     rows = vocabulary.encode(tokenizer, [
         "a red circle to the left of a blue square", "a blue square to the left of a red circle",
     ])
-    tokens = torch.from_numpy(rows)
+    tokens = torch.from_numpy(rows).to(encoder.embedding.weight.device)
     states = encoder(tokens, tokens != vocabulary.PAD)
     circle = tokenizer.encode("circle").ids[0]
     first, second = (states[row][tokens[row] == circle][0] for row in (0, 1))
     return functional.cosine_similarity(first, second, dim=0).item()
 
 
-def train(config: dict, work_dir: Path, minutes: float) -> None:
-    """Runs or goes on with pre-training, for `minutes` in all."""
-    options = config["training"]
-    torch.manual_seed(options["seed"])
-    folder = work_dir / "text"
-    if not (folder / "tokenizer.json").exists():
-        vocabulary.train(work_dir, config["model"]["vocabulary"])
-    tokenizer = vocabulary.load(folder / "tokenizer.json")
-    # The trainer stops short of the size asked for when the text does not need it.
-    config["model"]["vocabulary"] = tokenizer.get_vocab_size()
-    model = Pretrainer(T5Encoder.from_config(config))
-    average = Average(model, options["average_decay"])
-    positions = list(model.encoder.positions.parameters())
-    others = [value for value in model.parameters() if all(value is not table for table in positions)]
-    # Position biases are added to scores as they are, and have further to go than the weights.
-    optimiser = torch.optim.AdamW([
-        {"params": others, "scale": 1.0},
-        {"params": positions, "scale": options["positions_rate"], "weight_decay": 0.0},
-    ], lr=options["learning_rate"], betas=(0.9, 0.98))
-    step, spent = 0, 0.0
-    saved = checkpoint.load(folder / "checkpoint.pt")
-    if saved:
-        model.load_state_dict(saved["live"])
-        average.model.load_state_dict(saved["averaged"])
-        optimiser.load_state_dict(saved["optimiser"])
-        step, spent = saved["step"], saved["spent_seconds"]
-        average.updates = step
-    corpus = Corpus(work_dir, tokenizer, options["seed"] + step)
-    budget = Budget(minutes, options["learning_rate"], options["warmup_minutes"], spent)
-    journal = Journal(folder, "text")
+class PretrainTask(Task):
+    """What each word speaks of, asked of the encoder by heads that are thrown away."""
 
-    def save() -> None:
-        checkpoint.save(folder / "checkpoint.pt", {
-            "model": average.model.encoder.state_dict(), "averaged": average.model.state_dict(),
-            "live": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
-            "spent_seconds": budget.spent_seconds(), "config": config,
-        })
+    def __init__(self, run: Run, work_dir: Path) -> None:
+        options = run.config["training"]
+        tokenizer_path = run.folder / "tokenizer.json"
+        if not tokenizer_path.exists():
+            vocabulary.train(work_dir, run.config["model"]["vocabulary"])
+        self._tokenizer = vocabulary.load(tokenizer_path)
+        # The trainer stops short of the size asked for when the text does not need it.
+        run.config["model"]["vocabulary"] = self._tokenizer.get_vocab_size()
+        self._batch = options["batch"]
+        self._hardware = Hardware.from_options(options)
+        model = Pretrainer(T5Encoder.from_config(run.config)).to(self._hardware.device)
+        positions = list(model.encoder.positions.parameters())
+        others = [value for value in model.parameters() if all(value is not table for table in positions)]
+        # Position biases are added to scores as they are, and have further to go than the weights.
+        optimiser = torch.optim.AdamW([
+            {"params": others, "scale": 1.0},
+            {"params": positions, "scale": options["positions_rate"], "weight_decay": 0.0},
+        ], lr=options["learning_rate"], betas=(0.9, 0.98))
+        super().__init__(model, Average(model, options["average_decay"]), optimiser)
+        self._corpus = Corpus(work_dir, self._tokenizer, run.seed)
 
-    saved_at = time.monotonic()
-    while not budget.is_over():
-        rate = budget.learning_rate()
-        for group in optimiser.param_groups:
+    def step(self, rate: float, run: Run) -> tuple[int, dict[str, float]]:
+        for group in self.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
-        with torch.autocast("cpu", torch.bfloat16):
-            losses, accuracy = model.losses(corpus.batch(options["batch"]))
+        with self._hardware.autocast():
+            losses, accuracy = self.model.losses(self._corpus.batch(self._batch))
         loss = sum(HEAD_WEIGHTS.get(name, 1.0) * value for name, value in losses.items())
-        optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        average.update(model)
-        step += 1
-        figures = {"loss": loss.item(), **{f"accuracy/{name}": value for name, value in accuracy.items()}}
-        journal.step(step, step * options["batch"], budget.remaining_seconds(), figures)
-        if time.monotonic() - saved_at > 60:
-            save()
-            saved_at = time.monotonic()
-    save()
-    journal.scalars(step, {f"held-out/{name}": value for name, value in evaluate(average.model, corpus).items()})
-    journal.say(f"cosine of a word and its swap: {swap_similarity(average.model.encoder, tokenizer):.3f}")
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        return self._batch, {"loss": loss.item(), **{f"accuracy/{name}": value for name, value in accuracy.items()}}
+
+    def report(self, run: Run, final: bool) -> None:
+        accuracy = evaluate(self.average.model, self._corpus)
+        run.journal.scalars(run.step, {f"held-out/{name}": value for name, value in accuracy.items()})
+        similarity = swap_similarity(self.average.model.encoder, self._tokenizer)
+        run.journal.say(f"cosine of a word and its swap: {similarity:.3f}")
+
+    def result(self) -> dict[str, Any]:
+        return self.average.model.encoder.state_dict()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--work-dir", type=Path, default=default_work_dir())
-    parser.add_argument("--budget-minutes", type=float, required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    train(load_config(arguments.config), arguments.work_dir, arguments.budget_minutes)
+def train(config: dict[str, Any], work_dir: Path, minutes: float) -> None:
+    """Runs or goes on with pre-training, for `minutes` in all."""
+    run = Run(config, work_dir, minutes)
+    run.train(PretrainTask(run, work_dir))
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, train)

@@ -96,13 +96,15 @@ class ImageTokenizer(nn.Module):
         channels: tuple[int, int],
         encoder_blocks: tuple[int, int],
         decoder_blocks: tuple[int, int],
+        decoder_channels: tuple[int, int] | None = None,
     ):
+        """`decoder_channels` where the decoder is wider than the encoder, whose `channels` it has otherwise."""
         super().__init__()
         self.image_side = image_side
         self.grid_side = image_side // (2 * STEM)
         self.quantiser = FiniteScalarQuantiser(levels, dimensions)
         self.encoder = Encoder(channels, encoder_blocks, dimensions)
-        self.decoder = Decoder(channels, decoder_blocks, dimensions)
+        self.decoder = Decoder(decoder_channels or channels, decoder_blocks, dimensions)
 
     @classmethod
     def from_config(cls, config: dict) -> "ImageTokenizer":
@@ -111,6 +113,7 @@ class ImageTokenizer(nn.Module):
         return cls(
             model["image_side"], model["levels"], model["dimensions"], tuple(model["channels"]),
             tuple(model["encoder_blocks"]), tuple(model["decoder_blocks"]),
+            tuple(model["decoder_channels"]) if "decoder_channels" in model else None,
         )
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,19 +4,16 @@ Resumes from its checkpoint. Writes `checkpoint.pt` (`model` is the averaged wei
 events, and reconstructions as PNG under `<work-dir>/<name>/`.
 """
 
-import argparse
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..data.render import halve
-from ..training import checkpoint
 from ..training.average import Average
-from ..training.budget import Budget
-from ..training.config import default_work_dir, load_config
-from ..training.journal import Journal
+from ..training.hardware import Hardware
+from ..training.loop import Run, Task, command
 from ..training.pictures import save_grid
 from .losses import psnr, reconstruction_loss, spread_loss
 from .model import ImageTokenizer
@@ -41,92 +38,57 @@ def evaluate(model: ImageTokenizer, images: torch.Tensor) -> tuple[float, float,
     return psnr(output, images).item(), len(used) / model.quantiser.codebook_size, output
 
 
-def train(config: dict, work_dir: Path, minutes: float) -> None:
-    """Runs or goes on with the run that `config` names, for `minutes` in all."""
-    options = config["training"]
-    torch.manual_seed(options["seed"])
-    folder = work_dir / config["name"]
-    model = ImageTokenizer.from_config(config).to(memory_format=torch.channels_last)
-    average = Average(model, options["average_decay"])
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=options["learning_rate"], betas=(0.9, 0.95), weight_decay=0.01
-    )
-    step, seen, spent = 0, 0, 0.0
-    saved = checkpoint.load(folder / "checkpoint.pt")
-    if saved:
-        model.load_state_dict(saved["live"])
-        average.model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
-        step, seen, spent = saved["step"], saved["seen"], saved["spent_seconds"]
-        average.updates = step
-    budget = Budget(minutes, options["learning_rate"], options["warmup_minutes"], spent)
-    journal = Journal(folder, config["name"])
-    side = config["model"]["image_side"]
-    path = work_dir / "scenes" / "images.npy"
-    whole = Pictures(path, side, side, options["shift_share"], options["seed"] + step)
-    cropped = Pictures(path, side, options["crop"], options["shift_share"], options["seed"] + step)
-    held_out = held_out_pictures(work_dir, side, 256)
+class TokenizerTask(Task):
+    """Reconstruction of pictures through the quantiser."""
 
-    def save() -> None:
-        checkpoint.save(folder / "checkpoint.pt", {
-            "model": average.model.state_dict(), "live": model.state_dict(),
-            "optimiser": optimiser.state_dict(), "step": step, "seen": seen,
-            "spent_seconds": budget.spent_seconds(), "config": config,
-        })
+    def __init__(self, run: Run, work_dir: Path) -> None:
+        options = run.config["training"]
+        self._options = options
+        self._hardware = Hardware.from_options(options)
+        model = ImageTokenizer.from_config(run.config)
+        model = model.to(self._hardware.device, memory_format=torch.channels_last)
+        optimiser = torch.optim.AdamW(
+            model.parameters(), lr=options["learning_rate"], betas=(0.9, 0.95), weight_decay=0.01
+        )
+        super().__init__(model, Average(model, options["average_decay"]), optimiser)
+        side, path = run.config["model"]["image_side"], work_dir / "scenes" / "images.npy"
+        self._side = side
+        self._whole = Pictures(path, side, side, options["shift_share"], run.seed)
+        self._cropped = Pictures(path, side, options["crop"], options["shift_share"], run.seed)
+        self._held_out = held_out_pictures(work_dir, side, 256).to(self._hardware.device)
 
-    def report() -> None:
-        quality, used, output = evaluate(average.model, held_out[:128])
-        journal.scalars(step, {"held-out/psnr": quality, "held-out/codebook_use": used})
-        rows = [row for start in (0, 16) for row in (held_out[start : start + 16], output[start : start + 16])]
-        save_grid(folder / "reconstructions.png", [row.numpy() for row in rows])
-
-    saved_at = reported_at = time.monotonic()
-    while not budget.is_over():
+    def step(self, rate: float, run: Run) -> tuple[int, dict[str, float]]:
+        options = self._options
         # Crops show more detail for the same arithmetic; whole pictures last, as in use.
-        early = budget.spent_seconds() < options["crop_share"] * minutes * 60
-        size = options["batch"] * (side // options["crop"]) ** 2 if early else options["batch"]
-        images = (cropped if early else whole).batch(size)
-        rate = budget.learning_rate()
-        for group in optimiser.param_groups:
+        early = run.budget.spent_seconds() < options["crop_share"] * run.minutes * 60
+        size = options["batch"] * (self._side // options["crop"]) ** 2 if early else options["batch"]
+        images = (self._cropped if early else self._whole).batch(size).to(self._hardware.device)
+        for group in self.optimiser.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16):
-            output, features = model(images)
+        with self._hardware.autocast():
+            output, features = self.model(images)
         reconstruction = reconstruction_loss(output, images)
-        spread = spread_loss(features, images, side // model.grid_side)
+        spread = spread_loss(features, images, self._side // self.model.grid_side)
         loss = reconstruction + options["spread_weight"] * spread
-        optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        average.update(model)
-        step += 1
-        seen += len(images)
-        journal.step(step, seen, budget.remaining_seconds(), {
-            "reconstruction": reconstruction.item(), "spread": spread.item(), "rate": rate,
-        })
-        now = time.monotonic()
-        if now - saved_at > 120:
-            save()
-            saved_at = now
-        if now - reported_at > options["report_seconds"]:
-            report()
-            reported_at = now
-    save()
-    quality, used, _ = evaluate(average.model, held_out)
-    report()
-    journal.say(f"done: {seen} pictures, held-out PSNR {quality:.2f} dB, codebook use {used:.1%}")
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        return size, {"reconstruction": reconstruction.item(), "spread": spread.item(), "rate": rate}
+
+    def report(self, run: Run, final: bool) -> None:
+        held_out = self._held_out if final else self._held_out[:128]
+        quality, used, output = evaluate(self.average.model, held_out)
+        run.journal.scalars(run.step, {"held-out/psnr": quality, "held-out/codebook_use": used})
+        rows = [row for start in (0, 16) for row in (held_out[start : start + 16], output[start : start + 16])]
+        save_grid(run.folder / "reconstructions.png", [row.cpu().numpy() for row in rows])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--work-dir", type=Path, default=default_work_dir())
-    parser.add_argument("--budget-minutes", type=float, required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    train(load_config(arguments.config), arguments.work_dir, arguments.budget_minutes)
+def train(config: dict[str, Any], work_dir: Path, minutes: float) -> None:
+    """Runs or goes on with the run that `config` names, for `minutes` in all."""
+    run = Run(config, work_dir, minutes)
+    run.train(TokenizerTask(run, work_dir))
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, train)

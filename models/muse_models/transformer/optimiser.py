@@ -1,7 +1,8 @@
-"""The optimiser of a transformer: Muon for the matrices of its layers, AdamW for the rest; or AdamW alone.
+"""The optimiser of a transformer: Muon for the matrices of its layers and AdamW for the rest; or AdamW; or Adafactor.
 
-Muon (Jordan et al., 2024) makes each matrix's update orthogonal. With its steps scaled to the size of AdamW's (Liu et
-al., 2025) both share one learning rate and one weight decay. The paper trains with Adafactor, whose point is memory.
+Muon's steps are scaled to the size of AdamW's, so that both share one learning rate and one weight decay. Adafactor is
+the paper's, whose point is memory: it keeps a row and a column of second moments for each matrix, and no momentum. Its
+learning rate is relative to the size of what it changes, and takes a configuration of its own.
 """
 
 from typing import Any
@@ -9,13 +10,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from .muon import Muon
+
+KINDS = ("muon", "adamw", "adafactor")
+
 
 class TransformerOptimiser:
     """One or two PyTorch optimisers behind one interface."""
 
-    def __init__(self, model: nn.Module, kind: str, weight_decay: float, betas: tuple[float, float]) -> None:
-        if kind not in ("muon", "adamw"):
-            raise ValueError(f'optimiser "{kind}" is neither "muon" nor "adamw"')
+    def __init__(
+        self,
+        model: nn.Module,
+        kind: str,
+        weight_decay: float,
+        betas: tuple[float, float],
+        products: torch.dtype | None = None,
+    ) -> None:
+        """`products` is the type that Muon multiplies in (None: that of the weights)."""
+        if kind not in KINDS:
+            raise ValueError(f'optimiser "{kind}" is none of {", ".join(KINDS)}')
         matrices = [
             parameter
             for name, parameter in model.named_parameters()
@@ -23,13 +36,14 @@ class TransformerOptimiser:
         ]
         chosen = {id(parameter) for parameter in matrices}
         others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-        self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True)
-        ]
+        self._parts: list[torch.optim.Optimizer]
+        if kind == "adafactor":
+            # `betas` are AdamW's: Adafactor's second moment forgets by a schedule, and it has no first.
+            self._parts = [torch.optim.Adafactor(others, lr=0.0, weight_decay=weight_decay)]
+        else:
+            self._parts = [torch.optim.AdamW(others, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True)]
         if matrices:
-            self._parts.append(
-                torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            self._parts.append(Muon(matrices, weight_decay, products=products))
 
     def step(self, learning_rate: float) -> None:
         """Applies the gradients with `learning_rate` and clears them."""

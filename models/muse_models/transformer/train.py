@@ -5,9 +5,9 @@ Which of the two it is, the configuration says: with `low_grid` it is the super-
 averaged weights), TensorBoard events and pictures (`samples.png`) under `<work-dir>/<name>/`.
 """
 
-import argparse
-import time
+import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,9 @@ from ..reference.sampler import Settings
 from ..text.encoder import T5Encoder
 from ..text.pretrain import load_encoder
 from ..text.vocabulary import END
-from ..training import checkpoint
 from ..training.average import Average
-from ..training.budget import Budget
-from ..training.config import default_work_dir, load_config
-from ..training.journal import Journal
+from ..training.hardware import Hardware
+from ..training.loop import Run, Task, command
 from .config import TransformerConfig
 from .dataset import TokenBatch, TokenShards, embed
 from .loss import MaskedLoss, masked_loss
@@ -30,37 +28,40 @@ from .model import MaskedTransformer, build
 from .optimiser import TransformerOptimiser
 from .samples import write_samples
 
-SAVE_SECONDS = 120
-REPORT_SECONDS = 300
 BUCKETS = 4
 """Equal ranges of the mask ratio that the loss is reported by."""
 
 
 def batch_loss(
-    model: MaskedTransformer, encoder: T5Encoder, batch: TokenBatch, options: dict, generator: torch.Generator
+    model: MaskedTransformer,
+    encoder: T5Encoder,
+    batch: TokenBatch,
+    options: dict[str, Any],
+    generator: torch.Generator,
+    hardware: Hardware,
 ) -> MaskedLoss:
     """Loss of one batch with fresh masks, dropped texts and, for super-resolution, corrupted base tokens.
 
-    `options` is the configuration's `[training]` table.
+    `options` is the configuration's `[training]` table. Draws are made on the CPU, so that they are the same anywhere.
     """
-    config = model.config
+    config, device = model.config, hardware.device
     text_ids = drop_text(batch.text_ids, END, options["text_drop"], generator)
-    mask = draw_masks(len(text_ids), config.grid, options["rectangle_share"], generator)
-    with torch.autocast("cpu", torch.bfloat16):
-        text, text_mask = embed(encoder, text_ids)
+    mask = draw_masks(len(text_ids), config.grid, options["rectangle_share"], generator).to(device)
+    with hardware.autocast():
+        text, text_mask = embed(encoder, text_ids.to(device))
         if config.is_superres:
             low = corrupt(batch.base, config.low_vocab_size, options["low_corruption"], generator)
-            conditioning = model.condition(text, text_mask, low)
+            conditioning = model.condition(text, text_mask, low.to(device))
         else:
             conditioning = model.condition(text, text_mask)
-        tokens = batch.superres if config.is_superres else batch.base
+        tokens = (batch.superres if config.is_superres else batch.base).to(device)
         return masked_loss(model, tokens, mask, conditioning, options["label_smoothing"])
 
 
 def by_ratio(result: MaskedLoss) -> dict[str, float]:
     """Mean cross-entropy for each quarter of the mask ratio that has a row in the batch."""
-    bucket = (result.ratio * BUCKETS).ceil().long().clamp(1, BUCKETS) - 1
-    sums = torch.zeros(BUCKETS).index_add(0, bucket, result.cross_entropy)
+    bucket = (result.ratio.cpu() * BUCKETS).ceil().long().clamp(1, BUCKETS) - 1
+    sums = torch.zeros(BUCKETS).index_add(0, bucket, result.cross_entropy.cpu())
     counts = torch.bincount(bucket, minlength=BUCKETS)
     return {
         f"ce/{100 * index // BUCKETS}-{100 * (index + 1) // BUCKETS}": (sums[index] / counts[index]).item()
@@ -71,7 +72,12 @@ def by_ratio(result: MaskedLoss) -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate(
-    model: MaskedTransformer, encoder: T5Encoder, shards: TokenShards, options: dict, batches: int
+    model: MaskedTransformer,
+    encoder: T5Encoder,
+    shards: TokenShards,
+    options: dict[str, Any],
+    hardware: Hardware,
+    batches: int,
 ) -> dict[str, float]:
     """Cross-entropy and accuracy at masked positions of held-out pictures, the same masks every time."""
     generator = torch.Generator().manual_seed(0)
@@ -80,86 +86,65 @@ def evaluate(
     total = {"ce": 0.0, "accuracy": 0.0}
     for start in range(0, batches * size, size):
         rows = torch.arange(start, start + size) % len(shards)
-        result = batch_loss(model, encoder, shards.rows(rows.numpy()), quiet, generator)
+        result = batch_loss(model, encoder, shards.rows(rows.numpy()), quiet, generator, hardware)
         total["ce"] += result.cross_entropy.mean().item() / batches
         total["accuracy"] += result.correct.float().mean().item() / batches
     return {f"held-out/{name}": value for name, value in total.items()}
 
 
-def train(config: dict, work_dir: Path, minutes: float) -> None:
-    """Runs or goes on with the run that `config` names, for `minutes` in all."""
-    options = config["training"]
-    torch.manual_seed(options["seed"])
-    folder = work_dir / config["name"]
-    encoder = load_encoder(work_dir)
-    model = build(TransformerConfig.from_dict(config["model"]))
-    average = Average(model, options["average_decay"])
-    optimiser = TransformerOptimiser(
-        model, options["optimiser"], options["weight_decay"], tuple(options["betas"])
-    )
-    step, seen, spent = 0, 0, 0.0
-    saved = checkpoint.load(folder / "checkpoint.pt")
-    if saved:
-        model.load_state_dict(saved["live"])
-        average.model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
-        step, seen, spent = saved["step"], saved["seen"], saved["spent_seconds"]
-        average.updates = step
-    # Another seed after a restart, so that the same batches do not come again.
-    generator = torch.Generator().manual_seed(options["seed"] + step)
-    shards = TokenShards(work_dir / "tokens", options["seed"] + step, model.config.is_superres)
-    held_out = TokenShards(work_dir / "tokens" / "evaluation", 0, model.config.is_superres)
-    # The wordings of one picture stand together: take every fourth row.
-    samples = held_out.rows(np.arange(0, min(48, len(held_out)), 4))
-    tokenizer = load_tokenizer(work_dir, "superres" if model.config.is_superres else "base")
-    budget = Budget(minutes, options["learning_rate"], options["warmup_minutes"], spent)
-    journal = Journal(folder, config["name"])
+class TransformerTask(Task):
+    """Masked tokens from captions: one step is one batch."""
 
-    def save() -> None:
-        checkpoint.save(folder / "checkpoint.pt", {
-            "model": average.model.state_dict(), "live": model.state_dict(),
-            "optimiser": optimiser.state_dict(), "step": step, "seen": seen,
-            "spent_seconds": budget.spent_seconds(), "config": config,
-        })
+    def __init__(self, run: Run, work_dir: Path) -> None:
+        options = run.config["training"]
+        self._options = options
+        self._hardware = Hardware.from_options(options)
+        device = self._hardware.device
+        model = build(TransformerConfig.from_dict(run.config["model"])).to(device)
+        optimiser = TransformerOptimiser(
+            model, options["optimiser"], options["weight_decay"], tuple(options["betas"]), self._hardware.products
+        )
+        super().__init__(model, Average(model, options["average_decay"]), optimiser)
+        self._encoder = load_encoder(work_dir).to(device)
+        self._generator = torch.Generator().manual_seed(run.seed)
+        superres = model.config.is_superres
+        self._shards = TokenShards(work_dir / "tokens", run.seed, superres)
+        self._held_out = TokenShards(work_dir / "tokens" / "evaluation", 0, superres)
+        # The wordings of one picture stand together: take every fourth row.
+        self._samples = self._held_out.rows(np.arange(0, min(48, len(self._held_out)), 4))
+        self._tokenizer = load_tokenizer(work_dir, "superres" if superres else "base")
+        self._figures: dict[str, float] = {}
 
-    def report(batches: int) -> None:
-        journal.scalars(step, evaluate(average.model, encoder, held_out, options, batches))
-        write_samples(folder / "samples.png", average.model, encoder, tokenizer, samples, Settings(**config["samples"]))
-
-    figures: dict[str, float] = {}
-    saved_at = reported_at = time.monotonic()
-    while not budget.is_over():
-        result = batch_loss(model, encoder, shards.batch(options["batch"]), options, generator)
+    def step(self, rate: float, run: Run) -> tuple[int, dict[str, float]]:
+        size = self._options["batch"]
+        batch = self._shards.batch(size)
+        result = batch_loss(self.model, self._encoder, batch, self._options, self._generator, self._hardware)
         result.loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step(budget.learning_rate())
-        average.update(model)
-        step += 1
-        seen += options["batch"]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step(rate)
         # A ratio that no row of this batch has keeps its last figure.
-        figures |= {"loss": result.loss.item(), "accuracy": result.correct.float().mean().item(), **by_ratio(result)}
-        journal.step(step, seen, budget.remaining_seconds(), figures)
-        now = time.monotonic()
-        if now - saved_at > SAVE_SECONDS:
-            save()
-            saved_at = now
-        if now - reported_at > REPORT_SECONDS:
-            report(batches=4)
-            reported_at = now
-    save()
-    report(batches=16)
+        self._figures |= {
+            "loss": result.loss.item(), "accuracy": result.correct.float().mean().item(), **by_ratio(result)
+        }
+        return size, self._figures
+
+    def report(self, run: Run, final: bool) -> None:
+        model = self.average.model
+        batches = 16 if final else 4
+        run.journal.scalars(
+            run.step, evaluate(model, self._encoder, self._held_out, self._options, self._hardware, batches)
+        )
+        # The sampler is NumPy and works beside the CPU.
+        model, encoder = (copy.deepcopy(part).cpu() for part in (model, self._encoder))
+        settings = Settings(**run.config["samples"])
+        write_samples(run.folder / "samples.png", model, encoder, self._tokenizer, self._samples, settings)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--work-dir", type=Path, default=default_work_dir())
-    parser.add_argument("--budget-minutes", type=float, required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    train(load_config(arguments.config), arguments.work_dir, arguments.budget_minutes)
+def train(config: dict[str, Any], work_dir: Path, minutes: float) -> None:
+    """Runs or goes on with the run that `config` names, for `minutes` in all."""
+    run = Run(config, work_dir, minutes)
+    run.train(TransformerTask(run, work_dir))
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, train)
