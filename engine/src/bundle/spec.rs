@@ -171,6 +171,18 @@ impl StageSpec {
     }
 }
 
+// === impl Unconditional ===
+
+impl Unconditional {
+    /// Whether it is the same for every prompt.
+    pub fn is_constant(&self) -> bool {
+        match self {
+            Unconditional::EmptyText | Unconditional::NullEmbedding(_) => true,
+            Unconditional::MaskedText => false,
+        }
+    }
+}
+
 // === impl ImageSize ===
 
 impl fmt::Display for ImageSize {
