@@ -1,6 +1,11 @@
-//! The types and services generated from `proto/muse`, and nothing else: conversions live with the crates that need them.
+//! The types and services generated from `proto/muse`. Conversions live with the crates that need them; here is only what
+//! makes a well-known type safe to read ([`std_duration`]).
 //!
 //! [`v1`] is the public API, kept compatible; [`internal`] is between our own services, which may differ by one release.
+
+mod duration;
+
+pub use duration::std_duration;
 
 /// The public API, `muse.v1`.
 #[allow(missing_docs, reason = "generated; the docs are comments in the .proto files")]

@@ -6,8 +6,6 @@ pub(crate) mod model;
 pub(crate) mod queue;
 pub(crate) mod words;
 
-use std::time::Duration;
-
 use comfy_table::{ContentArrangement, Table, presets};
 
 /// A table with a header; long cells wrap at a terminal's edge.
@@ -40,7 +38,7 @@ pub(crate) fn render(table: &Table) -> String {
 /// Seconds, if the duration is a possible one.
 pub(crate) fn seconds(duration: Option<&prost_types::Duration>) -> Option<f64> {
     duration
-        .and_then(|duration| Duration::try_from(*duration).ok())
+        .and_then(muse_proto::std_duration)
         .map(|duration| duration.as_secs_f64())
 }
 

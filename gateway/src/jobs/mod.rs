@@ -19,7 +19,7 @@ use tracing::Instrument as _;
 
 pub use self::{
     id::{InvalidJobId, JobId, Nonce},
-    record::{Record, duration, std_duration, timestamp},
+    record::{Record, duration, timestamp},
     stage::{sampling_of, stage_name, stage_of_name},
 };
 use crate::{
@@ -28,8 +28,9 @@ use crate::{
     queue::{Cancellation, Idempotency, NewJob, Queue, Submission, boost_ms},
     results::ResultStore,
     validate,
-    watch::{News, Watcher},
+    watch::{Ends, News, Watcher},
 };
+pub use muse_proto::std_duration;
 
 /// Everything a front end needs; cloning is cheap.
 #[derive(Clone)]
@@ -196,6 +197,11 @@ impl Jobs {
     ) -> Result<impl Stream<Item = Result<(News, Option<Record>), Error>> + Send + use<>, Error> {
         self.record(tenant, job_id).await?;
         Ok(self.watcher.watch(parse(job_id)?, after_version))
+    }
+
+    /// The ends of jobs, of which the caller has made sure that they are the tenant's.
+    pub fn ends(&self) -> Ends {
+        self.watcher.ends()
     }
 
     /// One picture of a job.

@@ -177,18 +177,6 @@ pub fn duration(ms: u64) -> prost_types::Duration {
     }
 }
 
-/// A protobuf duration from outside; `None` when it is negative or malformed. (The library's own conversion overflows on
-/// the most negative one.)
-pub fn std_duration(duration: &prost_types::Duration) -> Option<std::time::Duration> {
-    let nanos = u32::try_from(duration.nanos)
-        .ok()
-        .filter(|nanos| *nanos < 1_000_000_000)?;
-    Some(std::time::Duration::new(
-        u64::try_from(duration.seconds).ok()?,
-        nanos,
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use muse_proto::v1::Sampling;
@@ -240,21 +228,6 @@ mod tests {
             })
         );
         assert!(!record.has_ended());
-    }
-
-    #[test]
-    fn no_duration_from_outside_is_a_panic() {
-        let duration = |seconds, nanos| std_duration(&prost_types::Duration { seconds, nanos });
-        assert_eq!(duration(1, 5), Some(std::time::Duration::new(1, 5)));
-        for (seconds, nanos) in [
-            (i64::MIN, i32::MIN),
-            (-1, 0),
-            (0, -1),
-            (0, 1_000_000_000),
-            (i64::MAX, i32::MAX),
-        ] {
-            assert_eq!(duration(seconds, nanos), None);
-        }
     }
 
     #[test]
