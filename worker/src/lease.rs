@@ -7,7 +7,6 @@ use std::{
 
 use muse_engine::{
     Bundle, ConditioningInput, Embedding, RowSettings, RowState, Sampling, Stage, StageSpec, TextSpec,
-    schedule,
     stage::{InputError, UnconditionalSource},
 };
 use muse_proto::{
@@ -143,7 +142,8 @@ impl Acceptance {
         Ok(Accepted {
             waited: lease
                 .waited
-                .and_then(|waited| Duration::try_from(waited).ok())
+                .as_ref()
+                .and_then(muse_proto::std_duration)
                 .unwrap_or_default(),
             deadline: self.deadline(lease),
             text: self.text.clone(),
@@ -197,16 +197,7 @@ impl Acceptance {
             return checkpoint::from_wire(checkpoint, &self.spec, pictures)
                 .map_err(|fault| Refusal::Lease(fault.to_string()));
         }
-        let positions = self.spec.positions();
-        let initially_masked = positions as u32;
-        let masked = RowState {
-            tokens: vec![self.spec.mask_id; positions],
-            step: 0,
-            of: schedule::steps_taken(sampling.steps, initially_masked),
-            initially_masked,
-            initially_known: Vec::new(),
-        };
-        Ok(vec![masked; pictures])
+        Ok(vec![RowState::masked(&self.spec, sampling); pictures])
     }
 
     /// The deadline by this shard's own clock. The gateway's wall clock may differ from ours, hence the grace; the gateway
@@ -305,6 +296,12 @@ impl Accepted {
             deadline: self.deadline,
             rows: rows.collect(),
             inputs,
+            // Without a negative prompt and low tokens, what is unconditional may be the same for every prompt.
+            common_input: (guided
+                && self.low_tokens.is_none()
+                && self.negative.is_none()
+                && self.spec.unconditional.is_constant())
+            .then_some(1),
         })
     }
 

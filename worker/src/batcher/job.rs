@@ -29,6 +29,8 @@ pub struct NewJob {
     pub deadline: Option<Instant>,
     /// What its rows are conditioned on, each once: rows of one prompt share it.
     pub inputs: Vec<ConditioningInput>,
+    /// Index of the input that is the same for every job of this shard, if it has it.
+    pub common_input: Option<usize>,
     /// One row for each picture.
     pub rows: Vec<RowPlan>,
 }
@@ -62,6 +64,7 @@ pub(super) struct Job {
     queued_at: Instant,
     arrival: u64,
     inputs: Vec<ConditioningInput>,
+    common_input: Option<usize>,
     slots: Vec<Slot>,
     /// Which rows' grids have been told.
     told: Vec<bool>,
@@ -125,6 +128,7 @@ impl Job {
             queued_at: job.queued_at,
             arrival,
             inputs: job.inputs,
+            common_input: job.common_input,
             told: vec![false; job.rows.len()],
             slots: job
                 .rows
@@ -195,6 +199,11 @@ impl Job {
     /// What it still has to be conditioned on; empty once it is.
     pub(super) fn inputs(&self) -> &[ConditioningInput] {
         &self.inputs
+    }
+
+    /// Which of [`Job::inputs`] is the same for every job.
+    pub(super) fn common_input(&self) -> Option<usize> {
+        self.common_input
     }
 
     /// Turns its planned rows into live ones; `conditioning` goes along with [`Job::inputs`].

@@ -3,27 +3,28 @@
 //! [`policy`] says which rows, [`curve`] knows what a pass costs, [`warm_up`] measures it, and [`Batcher`] does it over any
 //! [`StageModel`]: no gRPC, no ONNX Runtime, no clock but the one it is given. With the same calls it does the same.
 
+mod conditioner;
 pub mod curve;
+mod event;
 mod job;
 pub mod policy;
 #[cfg(test)]
 mod tests;
 pub mod warm_up;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use muse_engine::{Conditioning, ConditioningInput, Row, RowState, StageModel};
+use muse_engine::{Row, RowState, StageModel};
 use tracing::warn;
 
 use self::{
+    conditioner::Conditioner,
     curve::{PassCurve, Point},
     job::Job,
     policy::{Ageing, Chosen},
 };
 pub use self::{
+    event::{DeviceFault, Event, JobFault, Pass, Turn},
     job::{NewJob, RowPlan},
     warm_up::{WarmUp, warm_up},
 };
@@ -40,98 +41,12 @@ pub struct Settings {
     pub max_failed_passes: u32,
 }
 
-/// Something that happened to a job.
-#[derive(Debug, PartialEq)]
-pub enum Event {
-    /// It took part in a pass and is not done.
-    Stepped {
-        /// Which.
-        ticket: Ticket,
-        /// Steps done by its least advanced row.
-        step: u32,
-        /// And in all.
-        of: u32,
-        /// Its checkpoint.
-        rows: Vec<RowState>,
-    },
-    /// One of its rows is done.
-    Row {
-        /// Which job.
-        ticket: Ticket,
-        /// Which picture.
-        index: usize,
-        /// `[S]`.
-        tokens: Vec<u32>,
-    },
-    /// All of its rows are done. It has left.
-    Done {
-        /// Which.
-        ticket: Ticket,
-        /// When its first pass began.
-        begun_at: Instant,
-        /// When its last pass ended.
-        ended_at: Instant,
-    },
-    /// It failed, alone. It has left.
-    Failed {
-        /// Which.
-        ticket: Ticket,
-        /// Why.
-        fault: JobFault,
-    },
-    /// Its deadline passed. It has left.
-    Overdue {
-        /// Which.
-        ticket: Ticket,
-    },
-}
-
-/// Why a job failed alone.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum JobFault {
-    /// Its rows cannot be built from what the lease says: settings or checkpoint do not fit the stage.
-    #[error("{0}")]
-    Lease(String),
-    /// The model fails on it, also when it is alone.
-    #[error("the model failed on it: {0}")]
-    Model(String),
-}
-
-/// A pass that ran.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pass {
-    /// Rows that took a step.
-    pub rows: usize,
-    /// Rows that the model computed: guided ones counted twice.
-    pub cost: usize,
-    /// How long it took.
-    pub time: Duration,
-}
-
-/// What one turn brought.
-#[derive(Debug, Default, PartialEq)]
-pub struct Turn {
-    /// In the order in which they happened.
-    pub events: Vec<Event>,
-    /// The pass, if one ran without a fault.
-    pub pass: Option<Pass>,
-}
-
-/// The model is broken: nothing it was given for several passes could be computed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the model failed in {passes} passes in a row; the last: {last}")]
-pub struct DeviceFault {
-    /// How many.
-    pub passes: u32,
-    /// The last failure.
-    pub last: String,
-}
-
 /// See the module.
 pub struct Batcher<M> {
     model: M,
     settings: Settings,
     curve: PassCurve,
+    conditioner: Conditioner,
     jobs: Vec<Job>,
     arrivals: u64,
     failed_passes: u32,
@@ -144,6 +59,7 @@ impl<M: StageModel> Batcher<M> {
             model,
             settings,
             curve,
+            conditioner: Conditioner::new(settings.row_budget),
             jobs: Vec::new(),
             arrivals: 0,
             failed_passes: 0,
@@ -314,19 +230,20 @@ impl<M: StageModel> Batcher<M> {
         if fresh.is_empty() {
             return chosen;
         }
-        let together: Vec<ConditioningInput> = fresh
-            .iter()
-            .flat_map(|job| self.jobs[*job].inputs().iter().cloned())
-            .collect();
-        let mut shared = self.run_condition(&together).ok().map(|all| all.into_iter());
+        let (model, jobs) = (&mut self.model, &self.jobs);
+        let together: Vec<&Job> = fresh.iter().map(|job| &jobs[*job]).collect();
+        let mut together = self
+            .conditioner
+            .condition(model, &together)
+            .ok()
+            .map(Vec::into_iter);
         for job in fresh {
-            let count = self.jobs[job].inputs().len();
-            let own = match &mut shared {
-                Some(shared) => Ok(shared.by_ref().take(count).collect()),
-                None => {
-                    let inputs = self.jobs[job].inputs().to_vec();
-                    self.run_condition(&inputs)
-                }
+            let own = match &mut together {
+                Some(all) => Ok(all.next().unwrap_or_default()),
+                None => self
+                    .conditioner
+                    .condition(&mut self.model, &[&self.jobs[job]])
+                    .map(|all| all.into_iter().next().unwrap_or_default()),
             };
             let fault = match own {
                 Ok(own) => self.jobs[job]
@@ -352,23 +269,6 @@ impl<M: StageModel> Batcher<M> {
             .into_iter()
             .filter_map(|(ticket, row)| find(ticket).map(|job| Chosen { job, row }))
             .collect()
-    }
-
-    /// Conditions in passes of at most the row budget.
-    fn run_condition(&mut self, inputs: &[ConditioningInput]) -> Result<Vec<Arc<Conditioning>>, String> {
-        let mut all = Vec::with_capacity(inputs.len());
-        for part in inputs.chunks(self.settings.row_budget.max(1)) {
-            let conditioning = self.model.condition(part).map_err(|error| error.to_string())?;
-            if conditioning.len() != part.len() {
-                return Err(format!(
-                    "{} conditionings for {} inputs",
-                    conditioning.len(),
-                    part.len()
-                ));
-            }
-            all.extend(conditioning);
-        }
-        Ok(all)
     }
 
     fn pass(&mut self, chosen: &[Chosen]) -> Result<(), String> {

@@ -15,7 +15,6 @@ use muse_engine::{
     bundle::ImageSize,
     runtime::RuntimeError,
     sampler::Scratch,
-    schedule,
     stage::{Tensor, TensorData},
 };
 
@@ -64,6 +63,8 @@ pub(super) struct Fake {
     /// A pass takes this, and this for each row.
     pub(super) time: (Duration, Duration),
     pub(super) passes: Passes,
+    /// What was conditioned, as passes.
+    pub(super) conditioned: Passes,
     pub(super) row_budget: usize,
     pub(super) broken: bool,
     scratch: Scratch,
@@ -76,6 +77,7 @@ impl Fake {
             clock,
             time: (Duration::from_millis(9), Duration::from_millis(1)),
             passes: Passes::default(),
+            conditioned: Passes::default(),
             row_budget,
             broken: false,
             scratch: Scratch::default(),
@@ -132,6 +134,8 @@ impl StageModel for Fake {
         if inputs.len() > 1 && inputs.iter().any(|input| input.text[0] == POISON) {
             return Err(failure());
         }
+        let values = inputs.iter().map(|input| input.text[0]).collect();
+        self.conditioned.lock().unwrap().push(values);
         let one = |input: &ConditioningInput| {
             let data = TensorData::F32(vec![input.text[0]]);
             Arc::new(Conditioning {
@@ -225,6 +229,8 @@ pub(super) struct Wish {
     pub(super) value: f32,
     pub(super) pictures: usize,
     pub(super) sampling: Sampling,
+    /// Whether its unconditional input is told as the one that all jobs have in common.
+    pub(super) common: bool,
 }
 
 impl Wish {
@@ -238,19 +244,12 @@ impl Wish {
             value: ticket as f32 + 1.0,
             pictures: 1,
             sampling: sampling(4, 0.0),
+            common: true,
         }
     }
 
     pub(super) fn job(&self) -> NewJob {
-        let initially_masked = spec().positions() as u32;
-        let start = RowState {
-            tokens: vec![spec().mask_id; spec().positions()],
-            step: 0,
-            of: schedule::steps_taken(self.sampling.steps, initially_masked),
-            initially_masked,
-            initially_known: Vec::new(),
-        };
-        self.resumed(vec![start; self.pictures])
+        self.resumed(vec![RowState::masked(&spec(), &self.sampling); self.pictures])
     }
 
     pub(super) fn resumed(&self, rows: Vec<RowState>) -> NewJob {
@@ -279,6 +278,7 @@ impl Wish {
             queued_at: self.queued_at,
             deadline: self.deadline,
             inputs,
+            common_input: (guided && self.common).then_some(1),
             rows: rows.collect(),
         }
     }

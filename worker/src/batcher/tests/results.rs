@@ -150,3 +150,29 @@ fn an_unguided_step_of_a_guided_row_costs_one_row() {
     .collect();
     assert_eq!(costs, [2, 4, 4]);
 }
+
+#[test]
+fn the_input_that_all_jobs_have_in_common_is_conditioned_once_and_changes_no_token() {
+    let clock = Clock::new();
+    let guided = |ticket, common| Wish {
+        sampling: sampling(6, 2.0),
+        common,
+        ..Wish::new(ticket, &clock)
+    };
+    let model = Fake::new(clock.clone(), 8);
+    let conditioned = model.conditioned.clone();
+    let mut batcher = batcher(model);
+    for ticket in 0..3 {
+        batcher.admit(guided(ticket, true).job());
+    }
+    let together = finish(&mut batcher, &clock);
+    batcher.admit(guided(3, true).job());
+    let later = finish(&mut batcher, &clock);
+    let mut all = conditioned.lock().unwrap().concat();
+    all.sort_by(f32::total_cmp);
+    assert_eq!(all, [UNCONDITIONAL, 1.0, 2.0, 3.0, 4.0]);
+    for (ticket, finished) in [(0, &together), (1, &together), (2, &together), (3, &later)] {
+        let own = alone(&guided(ticket, false), &clock, 8);
+        assert_eq!(finished.grids[&ticket], own, "job {ticket}");
+    }
+}
