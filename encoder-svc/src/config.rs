@@ -73,7 +73,10 @@ pub struct Request {
 // === impl ===
 
 /// Where workers look for an encoder when nothing else is configured.
-pub const DEFAULT_PORT: u16 = 50052;
+pub const DEFAULT_PORT: u16 = 7710;
+
+/// Where metrics and probes are when nothing else is configured.
+const DEFAULT_OPS_PORT: u16 = 7711;
 
 impl Default for EncoderConfig {
     fn default() -> Self {
@@ -81,7 +84,7 @@ impl Default for EncoderConfig {
             bundle: PathBuf::new(),
             telemetry: Telemetry::default(),
             grpc: GrpcServer::on_port(DEFAULT_PORT),
-            ops: Ops::default(),
+            ops: Ops::on_port(DEFAULT_OPS_PORT),
             drain: Drain::default(),
             runtime: SessionOptions::default(),
             batch: Batch::default(),

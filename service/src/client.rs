@@ -17,7 +17,7 @@ pub type Channel = InterceptedService<tonic::transport::Channel, TraceInjection>
 #[derive(Debug, Error)]
 pub enum AddressError {
     /// It is no URI.
-    #[error("{address:?} is not a service address such as 127.0.0.1:50051 or http://gateway:50051: {reason}")]
+    #[error("{address:?} is not a service address such as 127.0.0.1:7700 or http://gateway:7700: {reason}")]
     Malformed {
         /// As given.
         address: String,
@@ -99,7 +99,7 @@ mod tests {
     #[tokio::test]
     async fn addresses_are_taken_with_and_without_a_scheme_and_faults_are_named() {
         let config = GrpcClient::default();
-        for good in ["127.0.0.1:5", "http://gateway:50051", "localhost:1", "[::1]:7"] {
+        for good in ["127.0.0.1:5", "http://gateway:7700", "localhost:1", "[::1]:7"] {
             assert!(connect(good, &config).is_ok(), "{good}");
         }
         for bad in ["", "gateway", "https://gateway:1", "ftp://a:1", "http://a b:1"] {

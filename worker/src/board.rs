@@ -59,7 +59,7 @@ impl Board {
         );
     }
 
-    /// A job has left.
+    /// Nothing about the job will be asked any more.
     pub fn remove(&self, ticket: Ticket) {
         self.entries().remove(&ticket);
     }

@@ -46,6 +46,9 @@ pub struct Hub {
     pub backoff_initial_ms: u64,
     /// Last limit of the back-off.
     pub backoff_max_ms: u64,
+    /// Refused for a reason that asking again does not change, such as another bundle under its model's name, the worker tries
+    /// this long, in which what is in the way may leave; then it ends with the reason.
+    pub refusal_patience_ms: u64,
     /// A report that is not acknowledged for this long is sent again.
     pub resend_after_ms: u64,
     /// With progress to tell, a heartbeat goes out this soon after the last one; 0: only at the gateway's interval.
@@ -119,13 +122,16 @@ pub struct Pixels {
 
 // === impl ===
 
+/// Where metrics and probes are when nothing else is configured. A second worker on a machine needs another.
+const DEFAULT_OPS_PORT: u16 = 7720;
+
 impl Default for WorkerConfig {
     fn default() -> Self {
         WorkerConfig {
             stage: Stage::Base,
             bundle: PathBuf::new(),
             telemetry: Telemetry::default(),
-            ops: Ops::default(),
+            ops: Ops::on_port(DEFAULT_OPS_PORT),
             drain: Drain::default(),
             hub: Hub::default(),
             encoder: Encoder::default(),
@@ -144,6 +150,8 @@ impl Default for Hub {
             attach_timeout_ms: 5_000,
             backoff_initial_ms: 100,
             backoff_max_ms: 5_000,
+            // Longer than workers that are being replaced need to drain and to be forgotten.
+            refusal_patience_ms: 60_000,
             resend_after_ms: 10_000,
             progress_interval_ms: 250,
             max_message_bytes: 4 * 1024 * 1024,
@@ -154,7 +162,7 @@ impl Default for Hub {
 impl Default for Encoder {
     fn default() -> Self {
         Encoder {
-            endpoints: vec!["http://127.0.0.1:50052".to_owned()],
+            endpoints: vec!["http://127.0.0.1:7710".to_owned()],
             client: GrpcClient::default(),
             timeout_ms: 10_000,
             patience_ms: 30_000,
@@ -214,7 +222,7 @@ impl ServiceConfig for WorkerConfig {
             (
                 !self.encoder.endpoints.is_empty(),
                 "encoder.endpoints",
-                "name at least one encoder, such as http://127.0.0.1:50052",
+                "name at least one encoder, such as http://127.0.0.1:7710",
             ),
             (
                 !self.runtime.providers.is_empty(),

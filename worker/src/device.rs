@@ -161,7 +161,7 @@ fn obey<M: StageModel>(order: Order, batcher: &mut Batcher<M>, listeners: &mut L
         }
         Order::Release(ticket) => {
             if let Some(rows) = batcher.remove(ticket) {
-                end(ticket, JobEvent::Released(rows), listeners, board);
+                end(ticket, JobEvent::Released(rows), listeners);
             }
         }
     }
@@ -190,17 +190,15 @@ fn tell(event: Event, listeners: &mut Listeners, board: &Board) {
             begun_at,
             ended_at,
         } => {
-            end(ticket, JobEvent::Done { begun_at, ended_at }, listeners, board);
+            end(ticket, JobEvent::Done { begun_at, ended_at }, listeners);
         }
-        Event::Failed { ticket, fault } => end(ticket, JobEvent::Failed(fault), listeners, board),
-        Event::Overdue { ticket } => end(ticket, JobEvent::Overdue, listeners, board),
+        Event::Failed { ticket, fault } => end(ticket, JobEvent::Failed(fault), listeners),
+        Event::Overdue { ticket } => end(ticket, JobEvent::Overdue, listeners),
     }
 }
 
-fn end(ticket: Ticket, event: JobEvent, listeners: &mut Listeners, board: &Board) {
-    if !matches!(event, JobEvent::Done { .. }) {
-        board.remove(ticket);
-    }
+/// What the board says of the job stays until its report is acknowledged.
+fn end(ticket: Ticket, event: JobEvent, listeners: &mut Listeners) {
     if let Some(events) = listeners.remove(&ticket) {
         let _ = events.try_send(event);
     }

@@ -27,7 +27,9 @@ pub enum ServeError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The address is taken, or not ours.
-    #[error("cannot listen on {address} ({key}): {source}")]
+    #[error(
+        "cannot listen on {address}: {source}; set {key} to another address, or to port 0 for any free one"
+    )]
     Bind {
         /// The configuration key that says where.
         key: &'static str,

@@ -31,7 +31,7 @@ mod tests {
 
     fn endpoints(count: usize) -> Vec<String> {
         (0..count)
-            .map(|index| format!("http://encoder-{index}:50052"))
+            .map(|index| format!("http://encoder-{index}:7710"))
             .collect()
     }
 

@@ -10,16 +10,17 @@ use std::{
 };
 
 use muse_proto::internal::v1::{
-    AckOutcome, AttachRequest, AttachResponse, Hello, Lease, Revoke, attach_request, attach_response,
-    worker_hub_client::WorkerHubClient,
+    Ack, AckOutcome, AttachRequest, AttachResponse, Hello, Lease, Revoke, attach_response,
 };
 use muse_service::{Shutdown, config::ConfigError};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Endpoint};
 use tracing::{debug, error, info, warn};
 
-use super::{Jobs, Protocol, Report, Taken, Ticket};
+use super::{
+    Jobs, Protocol, Report, Taken, Ticket,
+    attach::{Link, Loss, attach, backoff},
+};
 use crate::config::Hub;
 
 /// What the outside sees of the connection.
@@ -51,32 +52,15 @@ pub enum ClientError {
     /// The configured endpoints are not usable.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Gateways refuse the worker, and say that asking again does not help.
+    #[error("no gateway takes this worker: {0}")]
+    Refused(String),
     /// Whatever runs the jobs has gone.
     #[error("what runs the jobs ended before the hub client did")]
     JobsEnded,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum AttachError {
-    #[error("cannot connect: {0}")]
-    Connect(String),
-    #[error("refused: {} ({})", .0.message(), .0.code())]
-    Refused(Box<Status>),
-    #[error("no welcome in {0:?}")]
-    TimedOut(Duration),
-    #[error("its first message is not a welcome with a heartbeat interval")]
-    NotWelcome,
-}
-
-/// A welcomed connection.
-struct Link {
-    gateway: String,
-    heartbeat: Duration,
-    outbound: mpsc::Sender<AttachRequest>,
-    inbound: Streaming<AttachResponse>,
-}
-
-type Attaching = Pin<Box<dyn Future<Output = Result<Link, AttachError>> + Send>>;
+type Attaching = Pin<Box<dyn Future<Output = Result<Link, Loss>> + Send>>;
 
 /// See the module.
 pub struct Client<J> {
@@ -91,6 +75,8 @@ pub struct Client<J> {
     next_endpoint: usize,
     /// Attempts since the last welcome.
     failures: u32,
+    /// The first refusal since the last welcome that asking again does not change.
+    refused_since: Option<Instant>,
 }
 
 impl<J: Jobs> Client<J> {
@@ -129,12 +115,14 @@ impl<J: Jobs> Client<J> {
             standing,
             next_endpoint,
             failures: 0,
+            refused_since: None,
         })
     }
 
     /// Works until the shutdown is requested, or a gateway says to drain, and everything held is given back.
     ///
     /// # Errors
+    /// [`ClientError::Refused`] when no gateway takes this worker for `hub.refusal_patience_ms`, and
     /// [`ClientError::JobsEnded`] when nothing can run jobs any more.
     pub async fn run(mut self, shutdown: Shutdown) -> Result<Ended, ClientError> {
         let mut outbound: Option<mpsc::Sender<AttachRequest>> = None;
@@ -168,6 +156,7 @@ impl<J: Jobs> Client<J> {
                     let kind = report.kind();
                     if !self.protocol.report(ticket, report) {
                         debug!(ticket = ticket.0, report = kind, "a report on a lease that is no longer held");
+                        self.jobs.forget(ticket);
                     }
                     None
                 }
@@ -180,7 +169,7 @@ impl<J: Jobs> Client<J> {
                             inbound = Some(link.inbound);
                             None
                         }
-                        Err(error) => Some(error.to_string()),
+                        Err(loss) => Some(loss),
                     }
                 }
                 permit = reserve(outbound.clone()), if pending_message.is_some() => match permit {
@@ -190,24 +179,24 @@ impl<J: Jobs> Client<J> {
                         }
                         None
                     }
-                    None => Some("the connection closed".to_owned()),
+                    None => Some(Loss::passing("the connection closed")),
                 },
                 heard = hear(&mut inbound) => match heard {
                     Ok(Some(message)) => {
                         self.hear(message);
                         None
                     }
-                    Ok(None) => Some("the gateway ended the stream".to_owned()),
-                    Err(status) => Some(format!("{} ({})", status.message(), status.code())),
+                    Ok(None) => Some(Loss::passing("the gateway ended the stream")),
+                    Err(status) => Some(Loss::refused(&status)),
                 },
                 () = sleep_until(wake) => None,
                 () = sleep_until(drain_until) => {
                     return Ok(Ended::Cut { leases: self.protocol.leases() });
                 }
             };
-            if let Some(reason) = lost {
+            if let Some(loss) = lost {
                 (outbound, inbound, pending_message) = (None, None, None);
-                self.lost(&reason);
+                self.lost(&loss)?;
                 attaching = Some(self.attach());
             }
         }
@@ -220,19 +209,16 @@ impl<J: Jobs> Client<J> {
         let wait = backoff(self.failures, &self.config, rand::random::<f64>());
         let limit = Duration::from_millis(self.config.attach_timeout_ms);
         let max_message = self.config.max_message_bytes;
-        let hello = AttachRequest {
-            message: Some(attach_request::Message::Hello(self.hello.clone())),
-        };
+        let hello = self.hello.clone();
         Box::pin(async move {
             tokio::time::sleep(wait).await;
-            tokio::time::timeout(limit, open(endpoint, hello, max_message))
-                .await
-                .unwrap_or(Err(AttachError::TimedOut(limit)))
+            attach(endpoint, hello, limit, max_message).await
         })
     }
 
     fn welcomed(&mut self, link: &Link) {
         self.failures = 0;
+        self.refused_since = None;
         self.protocol.attached(link.heartbeat);
         metrics::gauge!("muse_hub_attached").set(1.0);
         metrics::counter!("muse_hub_attach_total", "result" => "welcomed").increment(1);
@@ -243,47 +229,46 @@ impl<J: Jobs> Client<J> {
         }
     }
 
-    fn lost(&mut self, reason: &str) {
+    /// # Errors
+    /// When gateways have refused this worker for as long as it tries.
+    fn lost(&mut self, loss: &Loss) -> Result<(), ClientError> {
+        let reason = loss.reason.as_str();
+        let attempts = self.failures.saturating_add(1);
         if self.protocol.is_attached() {
             warn!(
                 reason,
                 leases = self.protocol.leases(),
                 "lost the gateway; attaching to another, jobs go on"
             );
-        } else if (self.failures + 1).is_power_of_two() {
-            warn!(reason, attempts = self.failures + 1, "could not attach");
+        } else if attempts.is_power_of_two() {
+            warn!(reason, attempts, "could not attach");
         } else {
-            debug!(reason, attempts = self.failures + 1, "could not attach");
+            debug!(reason, attempts, "could not attach");
         }
-        self.failures = self.failures.saturating_add(1);
+        self.failures = attempts;
         self.protocol.detached();
         metrics::gauge!("muse_hub_attached").set(0.0);
-        metrics::counter!("muse_hub_attach_total", "result" => "lost").increment(1);
-        if !self.protocol.is_draining() {
-            self.standing.send_replace(Standing::Detached);
+        let result = if loss.is_standing { "refused" } else { "lost" };
+        metrics::counter!("muse_hub_attach_total", "result" => result).increment(1);
+        if self.protocol.is_draining() {
+            return Ok(());
         }
+        self.standing.send_replace(Standing::Detached);
+        if loss.is_standing {
+            // What is in the way may be on its way out, such as the workers that this one replaces.
+            let since = *self.refused_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= Duration::from_millis(self.config.refusal_patience_ms) {
+                return Err(ClientError::Refused(loss.reason.clone()));
+            }
+        }
+        Ok(())
     }
 
     fn hear(&mut self, response: AttachResponse) {
         match response.message {
             Some(attach_response::Message::Lease(lease)) => self.lease(lease),
             Some(attach_response::Message::Revoke(revoke)) => self.revoke(&revoke),
-            Some(attach_response::Message::Ack(ack)) => match self.protocol.ack(&ack) {
-                Some(matched) => match matched.outcome {
-                    AckOutcome::Refused => error!(
-                        job_id = ack.job_id,
-                        report = matched.report,
-                        "the gateway refused a report as wrong"
-                    ),
-                    outcome => debug!(
-                        job_id = ack.job_id,
-                        report = matched.report,
-                        ?outcome,
-                        "acknowledged"
-                    ),
-                },
-                None => debug!(job_id = ack.job_id, "an acknowledgement of nothing owed"),
-            },
+            Some(attach_response::Message::Ack(ack)) => self.ack(&ack),
             Some(attach_response::Message::Drain(_)) => {
                 info!("the gateway says to drain");
                 self.protocol.drain();
@@ -306,6 +291,19 @@ impl<J: Jobs> Client<J> {
         }
     }
 
+    fn ack(&mut self, ack: &Ack) {
+        let Some(matched) = self.protocol.ack(ack) else {
+            debug!(job_id = ack.job_id, "an acknowledgement of nothing owed");
+            return;
+        };
+        self.jobs.forget(matched.ticket);
+        let (job_id, report) = (&ack.job_id, matched.report);
+        match matched.outcome {
+            AckOutcome::Refused => error!(job_id, report, "the gateway refused a report as wrong"),
+            outcome => debug!(job_id, report, ?outcome, "acknowledged"),
+        }
+    }
+
     fn revoke(&mut self, revoke: &Revoke) {
         if let Some(ticket) = self.protocol.revoke(revoke) {
             info!(
@@ -318,64 +316,7 @@ impl<J: Jobs> Client<J> {
     }
 }
 
-/// Full jitter below a doubling limit: after `failures` failures a share `random` (0…1) of it. The first attempt goes at
-/// once.
-fn backoff(failures: u32, config: &Hub, random: f64) -> Duration {
-    if failures == 0 {
-        return Duration::ZERO;
-    }
-    let doubled = config
-        .backoff_initial_ms
-        .saturating_mul(1 << (failures - 1).min(30));
-    Duration::from_millis(doubled.min(config.backoff_max_ms)).mul_f64(random.clamp(0.0, 1.0))
-}
-
-async fn open(endpoint: Endpoint, hello: AttachRequest, max_message: usize) -> Result<Link, AttachError> {
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| AttachError::Connect(causes(&error)))?;
-    let mut client = WorkerHubClient::new(channel).max_decoding_message_size(max_message);
-    // One message ahead: what waits here is lost with the connection, and would be said anew anyway.
-    let (outbound, messages) = mpsc::channel(1);
-    outbound.try_send(hello).map_err(|_| AttachError::NotWelcome)?;
-    let response = client
-        .attach(ReceiverStream::new(messages))
-        .await
-        .map_err(|status| AttachError::Refused(Box::new(status)))?;
-    let mut inbound = response.into_inner();
-    let first = inbound
-        .message()
-        .await
-        .map_err(|status| AttachError::Refused(Box::new(status)))?;
-    let Some(attach_response::Message::Welcome(welcome)) = first.and_then(|response| response.message) else {
-        return Err(AttachError::NotWelcome);
-    };
-    let heartbeat = welcome
-        .heartbeat
-        .and_then(|heartbeat| Duration::try_from(heartbeat).ok())
-        .filter(|heartbeat| !heartbeat.is_zero())
-        .ok_or(AttachError::NotWelcome)?;
-    Ok(Link {
-        gateway: welcome.gateway_id,
-        heartbeat,
-        outbound,
-        inbound,
-    })
-}
-
-/// An error with its causes on one line: tonic's own says "transport error" and no more.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
-}
-
-async fn maybe(attaching: &mut Option<Attaching>) -> Result<Link, AttachError> {
+async fn maybe(attaching: &mut Option<Attaching>) -> Result<Link, Loss> {
     match attaching {
         Some(attaching) => attaching.await,
         None => pending().await,
@@ -400,26 +341,5 @@ async fn sleep_until(when: Option<Instant>) {
     match when {
         Some(when) => tokio::time::sleep_until(when.into()).await,
         None => pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_attempt_goes_at_once_and_later_ones_back_off_to_a_limit() {
-        let config = Hub {
-            backoff_initial_ms: 100,
-            backoff_max_ms: 1000,
-            ..Hub::default()
-        };
-        let waits = [0, 1, 2, 4, 5, 40].map(|failures| backoff(failures, &config, 1.0).as_millis());
-        assert_eq!(waits, [0, 100, 200, 800, 1000, 1000]);
-        assert_eq!(
-            backoff(3, &config, 0.5).as_millis(),
-            200,
-            "jitter spreads the shards"
-        );
     }
 }

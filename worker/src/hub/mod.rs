@@ -3,6 +3,7 @@
 //! [`protocol`] is the pure part: what is held, what is owed, what is to be said next. [`client`] drives it over gRPC.
 //! What is done with a lease is behind [`Jobs`], so both are tested without a model.
 
+mod attach;
 mod client;
 mod protocol;
 
@@ -17,6 +18,9 @@ pub trait Jobs: Send {
     fn start(&mut self, ticket: Ticket, lease: Lease);
     /// Stops a job without a report: nobody waits for it any more.
     fn drop_job(&mut self, ticket: Ticket);
+    /// A job's report has served its purpose: nothing about it will be asked any more. Until then its snapshot stays, so that
+    /// a gateway that knows nothing of the job can be told how far it came.
+    fn forget(&mut self, ticket: Ticket);
     /// Stops every job at its next step boundary, each with a report; jobs that only lack pixels finish.
     fn release_all(&mut self);
     /// How far a job is; `None` when it has not begun.

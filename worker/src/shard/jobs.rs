@@ -58,11 +58,10 @@ pub struct Shard {
     controls: Controls,
 }
 
-/// Forgets a job when its task ends, however it ends.
+/// Takes a job's control away when its task ends, however it ends.
 struct Entry {
     ticket: Ticket,
     controls: Controls,
-    parts: Arc<Parts>,
 }
 
 impl Shard {
@@ -83,7 +82,6 @@ impl Jobs for Shard {
         let entry = Entry {
             ticket,
             controls: self.controls.clone(),
-            parts: self.parts.clone(),
         };
         let (parts, reports) = (self.parts.clone(), self.reports.clone());
         let (job_id, nonce) = (lease.job_id.clone(), lease.nonce.clone());
@@ -103,9 +101,10 @@ impl Jobs for Shard {
                     retriable: true,
                 }))
             });
-            if let Some(report) = report {
+            match report {
                 // The hub client ends only when nobody waits for reports any more.
-                let _ = reports.send((ticket, report)).await;
+                Some(report) => drop(reports.send((ticket, report)).await),
+                None => parts.board.remove(ticket),
             }
             drop(entry);
         });
@@ -115,6 +114,10 @@ impl Jobs for Shard {
         if let Some(control) = lock(&self.controls).get(&ticket) {
             control.dropped.cancel();
         }
+    }
+
+    fn forget(&mut self, ticket: Ticket) {
+        self.parts.board.remove(ticket);
     }
 
     fn release_all(&mut self) {
@@ -139,7 +142,6 @@ impl Jobs for Shard {
 impl Drop for Entry {
     fn drop(&mut self) {
         lock(&self.controls).remove(&self.ticket);
-        self.parts.board.remove(self.ticket);
     }
 }
 

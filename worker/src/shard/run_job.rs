@@ -65,8 +65,8 @@ pub(super) async fn run(parts: &Parts, ticket: Ticket, lease: Lease, control: Co
     let _entered = span.entered();
     let (outcome, report) = match outcome {
         Ok((result, timing)) => {
+            // The wait in the queue is the gateway's to record.
             for (phase, time) in [
-                ("wait", timing.wait),
                 ("embed", timing.embed),
                 ("decode", timing.decode),
                 ("pixels", timing.pixels),

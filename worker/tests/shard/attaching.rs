@@ -5,6 +5,7 @@ use muse_proto::{
     internal::v1::{Drain, attach_request::Message, attach_response},
     v1::Sampling,
 };
+use tonic::Status;
 
 use crate::{
     encoder::FakeEncoder,
@@ -30,13 +31,11 @@ async fn a_lost_gateway_is_replaced_by_another_and_its_leases_are_finished_there
     };
     session.welcome().await;
     let sampling = Sampling {
-        // Long enough to be decoding still when the worker has found the other gateway: a job that only waits for its
-        // pixels has no checkpoint to tell.
-        steps: Some(96),
+        steps: Some(40),
         ..Sampling::default()
     };
     let lease = Wish {
-        count: 16,
+        count: 6,
         sampling,
         ..wish(1, Stage::Superres)
     }
@@ -85,6 +84,10 @@ async fn a_result_that_was_not_acknowledged_is_sent_again_until_it_is() {
     let mut session = gateway.welcome().await;
     let heartbeat = session.heartbeat("the first heartbeat", |_| true).await;
     assert_eq!(heartbeat.leases.len(), 1, "{heartbeat:?}");
+    assert!(
+        heartbeat.leases[0].checkpoint.is_some(),
+        "the checkpoint stays until the report is acknowledged: {heartbeat:?}"
+    );
     assert_eq!(session.report(&lease).await, first, "again on the next");
     session.ack(&lease).await;
     session
@@ -150,4 +153,52 @@ async fn a_gateway_can_drain_a_worker() {
     let session = gateway.welcome().await;
     session.send(attach_response::Message::Drain(Drain {})).await;
     worker.ended().await.unwrap();
+}
+
+fn other_bundle() -> Status {
+    Status::failed_precondition("served from another bundle: give this one another name")
+}
+
+#[tokio::test]
+async fn a_worker_that_no_gateway_takes_ends_with_the_reason() {
+    let (mut gateway, encoder) = (FakeGateway::start().await, FakeEncoder::start().await);
+    let mut config = config(Stage::Base, &[gateway.endpoint()], &[&encoder]);
+    config.hub.refusal_patience_ms = 0;
+    let worker = Running::start(config).await;
+    gateway.session().await.refuse(other_bundle()).await;
+    let line = format!("{:#}", worker.ended().await.unwrap_err());
+    assert!(
+        line.contains("another name") && line.contains(&gateway.endpoint()) && !line.contains('\n'),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn a_refused_worker_is_taken_when_what_was_in_its_way_has_left() {
+    let (mut gateway, encoder) = (FakeGateway::start().await, FakeEncoder::start().await);
+    let worker = Running::start(config(Stage::Base, &[gateway.endpoint()], &[&encoder])).await;
+    for _ in 0..3 {
+        gateway.session().await.refuse(other_bundle()).await;
+    }
+    let mut session = gateway.welcome().await;
+    // Refused later on, it has all of its patience again.
+    session.heartbeat("the first heartbeat", |_| true).await;
+    session.refuse(other_bundle()).await;
+    gateway.welcome().await.credit(1).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_away_for_now_ends_no_worker() {
+    let (mut gateway, encoder) = (FakeGateway::start().await, FakeEncoder::start().await);
+    let mut config = config(Stage::Base, &[gateway.endpoint()], &[&encoder]);
+    config.hub.refusal_patience_ms = 0;
+    let worker = Running::start(config).await;
+    gateway
+        .session()
+        .await
+        .refuse(Status::unavailable("not now"))
+        .await;
+    gateway.welcome().await.credit(1).await;
+    worker.stop().await;
 }

@@ -16,18 +16,26 @@ use crate::{
     worker::{Running, Wish, bundle, config, wish},
 };
 
-async fn failure(session: &mut Session, lease: &Lease) -> Fail {
+/// How a lease fails: the reason, whether another attempt may help, and the words.
+async fn failure(session: &mut Session, lease: &Lease) -> (JobErrorReason, bool, String) {
     session.lease(lease).await;
     let report = session.report(lease).await;
     session.ack(lease).await;
     match report {
-        Message::Fail(fail) => fail,
+        Message::Fail(Fail {
+            error: Some(error),
+            retriable,
+            ..
+        }) => (error.reason(), retriable, error.message),
         other => panic!("did not fail: {other:?}"),
     }
 }
 
-fn reason(fail: &Fail) -> JobErrorReason {
-    fail.error.as_ref().unwrap().reason()
+async fn completes(session: &mut Session, lease: &Lease) {
+    session.lease(lease).await;
+    let report = session.report(lease).await;
+    assert!(matches!(report, Message::Complete(_)), "{report:?}");
+    session.ack(lease).await;
 }
 
 #[tokio::test]
@@ -74,45 +82,30 @@ async fn a_bad_lease_fails_its_job_and_the_worker_goes_on() {
     .enumerate()
     {
         lease.nonce = vec![nonce as u8 + 10; 16];
-        let fail = failure(&mut session, &lease).await;
-        assert_eq!(
-            (reason(&fail), fail.retriable),
-            (JobErrorReason::Internal, false),
-            "{fail:?}"
-        );
-        assert!(fail.error.as_ref().unwrap().message.contains(says), "{fail:?}");
+        let (reason, retriable, words) = failure(&mut session, &lease).await;
+        assert_eq!((reason, retriable), (JobErrorReason::Internal, false), "{words}");
+        assert!(words.contains(says), "{words}");
     }
     let nan = Sampling {
         guidance: Some(f32::NAN),
         ..Sampling::default()
     };
-    let fail = failure(
-        &mut session,
-        &Wish {
-            sampling: nan,
-            ..wish(30, Stage::Superres)
-        }
-        .lease(),
-    )
-    .await;
+    let not_a_number = Wish {
+        sampling: nan,
+        ..wish(30, Stage::Superres)
+    };
+    let (reason, retriable, words) = failure(&mut session, &not_a_number.lease()).await;
     assert_eq!(
-        (reason(&fail), fail.retriable),
+        (reason, retriable),
         (JobErrorReason::InvalidRequest, false),
-        "{fail:?}"
+        "{words}"
     );
     let mut misrouted = wish(31, Stage::Superres).lease();
     misrouted.stage = 1;
-    let fail = failure(&mut session, &misrouted).await;
-    assert_eq!(
-        (reason(&fail), fail.retriable),
-        (JobErrorReason::Internal, true),
-        "{fail:?}"
-    );
+    let (reason, retriable, words) = failure(&mut session, &misrouted).await;
+    assert_eq!((reason, retriable), (JobErrorReason::Internal, true), "{words}");
 
-    let lease = wish(40, Stage::Superres).lease();
-    session.lease(&lease).await;
-    assert!(matches!(session.report(&lease).await, Message::Complete(_)));
-    session.ack(&lease).await;
+    completes(&mut session, &wish(40, Stage::Superres).lease()).await;
     worker.stop().await;
 }
 
@@ -121,19 +114,15 @@ async fn a_text_that_the_encoder_refuses_is_the_requests_fault() {
     let (mut gateway, encoder) = (FakeGateway::start().await, FakeEncoder::start().await);
     let worker = Running::start(config(Stage::Base, &[gateway.endpoint()], &[&encoder])).await;
     let mut session = gateway.welcome().await;
-    let fail = failure(
-        &mut session,
-        &Wish {
-            prompt: REFUSED,
-            ..wish(1, Stage::Base)
-        }
-        .lease(),
-    )
-    .await;
+    let refused = Wish {
+        prompt: REFUSED,
+        ..wish(1, Stage::Base)
+    };
+    let (reason, retriable, words) = failure(&mut session, &refused.lease()).await;
     assert_eq!(
-        (reason(&fail), fail.retriable),
+        (reason, retriable),
         (JobErrorReason::InvalidRequest, false),
-        "{fail:?}"
+        "{words}"
     );
     worker.stop().await;
 }
@@ -149,42 +138,31 @@ async fn an_encoder_that_fails_is_replaced_by_another_and_without_any_the_attemp
         encoders[broken].break_down(true);
         encoders[1 - broken].break_down(false);
         let prompt = ["", "a house", "a tree"][job as usize];
-        let lease = Wish {
+        let wish = Wish {
             prompt,
             ..wish(job, Stage::Base)
-        }
-        .lease();
-        session.lease(&lease).await;
-        let report = session.report(&lease).await;
-        assert!(matches!(report, Message::Complete(_)), "{report:?}");
-        session.ack(&lease).await;
+        };
+        completes(&mut session, &wish.lease()).await;
     }
     encoders.iter().for_each(|encoder| encoder.break_down(true));
-    let fail = failure(
-        &mut session,
-        &Wish {
-            prompt: "a boat",
-            ..wish(3, Stage::Base)
-        }
-        .lease(),
-    )
-    .await;
+    let unembedded = Wish {
+        prompt: "a boat",
+        ..wish(3, Stage::Base)
+    };
+    let (reason, retriable, words) = failure(&mut session, &unembedded.lease()).await;
     assert_eq!(
-        (reason(&fail), fail.retriable),
+        (reason, retriable),
         (JobErrorReason::EncoderUnavailable, true),
-        "{fail:?}"
+        "{words}"
     );
 
     // What was embedded before is still here.
     let calls: usize = encoders.iter().map(FakeEncoder::calls).sum();
-    let lease = Wish {
+    let known = Wish {
         prompt: "a house",
         ..wish(4, Stage::Base)
-    }
-    .lease();
-    session.lease(&lease).await;
-    assert!(matches!(session.report(&lease).await, Message::Complete(_)));
-    session.ack(&lease).await;
+    };
+    completes(&mut session, &known.lease()).await;
     assert_eq!(encoders.iter().map(FakeEncoder::calls).sum::<usize>(), calls);
     worker.stop().await;
 }
@@ -199,6 +177,19 @@ async fn refusal(config: WorkerConfig) -> String {
         .await
         .unwrap_err();
     format!("{error:#}")
+}
+
+#[tokio::test]
+async fn a_second_worker_on_the_same_port_is_told_which_key_to_set() {
+    let encoder = FakeEncoder::start().await;
+    let mut config = config(Stage::Base, &["http://127.0.0.1:1".to_owned()], &[&encoder]);
+    let first = Worker::bind(config.clone()).await.unwrap();
+    config.ops.listen = first.ops_addr();
+    let line = format!("{:#}", Worker::bind(config).await.err().unwrap());
+    assert!(
+        line.contains("set ops.listen to another") && line.contains("in use") && !line.contains('\n'),
+        "{line}"
+    );
 }
 
 #[tokio::test]

@@ -131,6 +131,11 @@ impl Session {
         self.send(attach_response::Message::Welcome(welcome)).await;
     }
 
+    /// Ends the stream with a status.
+    pub(crate) async fn refuse(self, status: Status) {
+        self.outbound.send(Err(status)).await.unwrap();
+    }
+
     pub(crate) async fn send(&self, message: attach_response::Message) {
         self.outbound
             .send(Ok(AttachResponse {

@@ -87,6 +87,34 @@ async fn a_base_job_becomes_tokens_with_its_times_and_credit_comes_back() {
 }
 
 #[tokio::test]
+async fn progress_counts_the_steps_that_are_taken_from_the_first_report_on() {
+    let (mut gateway, encoder) = (FakeGateway::start().await, FakeEncoder::start().await);
+    let worker = Running::start(config(Stage::Base, &[gateway.endpoint()], &[&encoder])).await;
+    let mut session = gateway.welcome().await;
+    // More steps than the grid has positions: each reveals at least one.
+    let sampling = Sampling {
+        steps: Some(200),
+        ..Sampling::default()
+    };
+    let lease = Wish {
+        sampling,
+        ..wish(1, Stage::Base)
+    }
+    .lease();
+    session.lease(&lease).await;
+    let told = session
+        .wait("progress", |message| match message {
+            Message::Heartbeat(heartbeat) => heartbeat.leases.first()?.progress,
+            _ => None,
+        })
+        .await;
+    assert_eq!(told.of, 24, "{told:?}");
+    session.report(&lease).await;
+    session.ack(&lease).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn the_last_stage_makes_pictures_in_order() {
     let (mut gateway, encoder) = (FakeGateway::start().await, FakeEncoder::start().await);
     let worker = Running::start(config(Stage::Superres, &[gateway.endpoint()], &[&encoder])).await;

@@ -8,7 +8,7 @@ use muse_proto::{
     internal::v1::{Checkpoint, ElementType, Lease, Tensor},
     v1::{GenerationRequest, Sampling, TextToImage, generation_request::Task},
 };
-use muse_service::{Readiness, Shutdown, ShutdownTrigger};
+use muse_service::{Readiness, Shutdown, ShutdownTrigger, config::Ops};
 use muse_worker::{Worker, WorkerConfig};
 use tokio::task::JoinHandle;
 
@@ -64,6 +64,8 @@ pub(crate) fn config(stage: Stage, gateways: &[String], encoders: &[&FakeEncoder
         bundle: bundle(),
         ..WorkerConfig::default()
     };
+    // The default is one port for the machine.
+    config.ops = Ops::on_port(0);
     config.hub.endpoints = gateways.to_vec();
     config.hub.backoff_max_ms = 200;
     config.hub.progress_interval_ms = 5;

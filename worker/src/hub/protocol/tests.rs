@@ -4,7 +4,7 @@ use std::{
 };
 
 use muse_proto::internal::v1::{
-    self as wire, AckOutcome, Complete, Lease, Release, Revoke, attach_request::Message,
+    self as wire, AckOutcome, Checkpoint, Complete, Lease, Release, Revoke, attach_request::Message,
 };
 use muse_proto::v1::Progress;
 use proptest::prelude::*;
@@ -23,6 +23,7 @@ struct Board {
 impl Jobs for Board {
     fn start(&mut self, _: Ticket, _: Lease) {}
     fn drop_job(&mut self, _: Ticket) {}
+    fn forget(&mut self, _: Ticket) {}
     fn release_all(&mut self) {}
     fn snapshot(&self, ticket: Ticket) -> Option<Snapshot> {
         let version = *self.versions.get(&ticket)?;
@@ -188,6 +189,11 @@ fn a_checkpoint_is_sent_when_it_changed_and_again_after_a_reattach() {
     protocol.detached();
     protocol.attached(HEARTBEAT);
     assert!(has_checkpoint(&mut protocol, now + 2 * HEARTBEAT, &board));
+    // A report may be as lost as a checkpoint: a gateway that knows neither is told both.
+    protocol.detached();
+    assert!(protocol.report(ticket, complete(&lease(1, 1))));
+    protocol.attached(HEARTBEAT);
+    assert!(has_checkpoint(&mut protocol, now + 3 * HEARTBEAT, &board));
 }
 
 #[test]
@@ -279,6 +285,20 @@ fn a_full_or_draining_shard_gives_leases_back_with_their_checkpoint() {
             .any(|message| matches!(message, Message::Credit(credit) if credit.rows == 0)),
         "{said:?}"
     );
+}
+
+#[test]
+fn an_interval_that_no_clock_reaches_is_never_due() {
+    let now = Instant::now();
+    let mut protocol = Protocol::new(limits());
+    protocol.attached(Duration::from_secs(i64::MAX as u64));
+    let board = Board::default();
+    assert!(
+        !say(&mut protocol, now, &board).is_empty(),
+        "the first is always due"
+    );
+    assert_eq!(protocol.next_wake(now), None);
+    assert!(say(&mut protocol, now + HEARTBEAT, &board).is_empty());
 }
 
 #[derive(Debug, Clone)]

@@ -7,113 +7,27 @@
 //! The machine is asked for its next message when the connection can take one ([`Protocol::next_message`]), so nothing
 //! queues up behind a slow gateway but what is held anyway.
 
+mod link;
+#[cfg(test)]
+mod tests;
+mod words;
+
 use std::{
     collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
-use muse_proto::{
-    internal::v1::{
-        self as wire, AckOutcome, AttachRequest, Checkpoint, Complete, Credit, Fail, Heartbeat, Lease,
-        LeaseReport, Release, Revoke, attach_request,
-    },
-    v1::Progress,
+use muse_proto::internal::v1::{
+    self as wire, AttachRequest, Credit, Heartbeat, Lease, LeaseReport, Release, Revoke, attach_request,
 };
 
-/// A lease's number inside this process. Job ids are not enough: a job that was lost may come back under a new nonce while
-/// the report on the old one is still owed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(pub u64);
-
-/// How much is held, and when is spoken.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Rows that credit is given for.
-    pub capacity: u32,
-    /// Rows above which a lease is given back at once. More than `capacity`, because credit and leases cross on the wire and
-    /// a job is not divided.
-    pub max_rows: u32,
-    /// A report that is not acknowledged for this long is sent again on the same connection.
-    pub resend_after: Duration,
-    /// A heartbeat goes out early when progress was made and the last is older than this; `None`: never early.
-    pub progress_interval: Option<Duration>,
-}
-
-/// How far a job is.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Snapshot {
-    /// Grows with every change.
-    pub version: u64,
-    /// For people.
-    pub progress: Progress,
-    /// For the next shard; `None` before the first step.
-    pub checkpoint: Option<Checkpoint>,
-}
-
-/// What came of a job.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Report {
-    /// Its stage is done.
-    Complete(Complete),
-    /// It failed.
-    Fail(Fail),
-    /// It is given back.
-    Release(Release),
-}
-
-impl Report {
-    fn message(&self) -> AttachRequest {
-        let message = match self {
-            Report::Complete(complete) => attach_request::Message::Complete(complete.clone()),
-            Report::Fail(fail) => attach_request::Message::Fail(fail.clone()),
-            Report::Release(release) => attach_request::Message::Release(release.clone()),
-        };
-        AttachRequest {
-            message: Some(message),
-        }
-    }
-
-    /// Name for logs.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Report::Complete(_) => "complete",
-            Report::Fail(_) => "fail",
-            Report::Release(_) => "release",
-        }
-    }
-}
-
-/// What becomes of a lease that arrives.
-#[derive(Debug, PartialEq)]
-pub enum Taken {
-    /// Start it; if it took the place of an older lease of the same job, drop that one.
-    Start {
-        /// The new lease.
-        ticket: Ticket,
-        /// The older lease of the same job, whose nonce no longer counts.
-        replaces: Option<Ticket>,
-    },
-    /// The same lease is held already.
-    Known,
-    /// It is given back: the shard drains or is full.
-    GivenBack,
-}
-
-/// An acknowledgement, matched.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Ack {
-    /// Which lease has ended.
-    pub ticket: Ticket,
-    /// What kind of report was acknowledged.
-    pub report: &'static str,
-    /// What became of it.
-    pub outcome: AckOutcome,
-}
+use self::link::Link;
+pub use self::words::{Ack, Limits, Report, Snapshot, Taken, Ticket};
 
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a few dozen leases are held, each once")]
 enum State {
-    Working { told: Option<u64> },
+    Working,
     Reported { report: Report, sent: Option<Instant> },
 }
 
@@ -123,43 +37,8 @@ struct Held {
     nonce: Vec<u8>,
     rows: u32,
     state: State,
-    /// As last told: a heartbeat repeats it once the job itself has nothing more to tell.
-    progress: Option<Progress>,
-}
-
-/// The present connection.
-#[derive(Debug)]
-struct Link {
-    heartbeat: Duration,
-    last_heartbeat: Option<Instant>,
-    /// The last heartbeat that carried checkpoints. Those that go out early for progress's sake do not: grids are large
-    /// beside it, and each is stored.
-    last_full: Option<Instant>,
-    progress_told: u64,
-    rate: Rate,
-    /// The credit that the gateway still has from us: what was sent, less the leases since. `None`: nothing sent yet.
-    credit: Option<u32>,
-}
-
-/// Passes a second, over at least [`Rate::WINDOW`], so that early heartbeats do not make it jump.
-#[derive(Debug, Default)]
-struct Rate {
-    since: Option<(Instant, u64)>,
-    per_second: f64,
-}
-
-impl Rate {
-    const WINDOW: Duration = Duration::from_secs(2);
-
-    fn update(&mut self, now: Instant, passes: u64) -> f64 {
-        let (start, before) = *self.since.get_or_insert((now, passes));
-        let elapsed = now.duration_since(start);
-        if elapsed >= Self::WINDOW {
-            self.per_second = passes.saturating_sub(before) as f64 / elapsed.as_secs_f64();
-            self.since = Some((now, passes));
-        }
-        self.per_second
-    }
+    /// Version of the snapshot whose checkpoint this connection was told.
+    told: Option<u64>,
 }
 
 /// See the module.
@@ -190,18 +69,11 @@ impl Protocol {
 
     /// A gateway welcomed us. Everything held is told again: what the last connection carried may be lost.
     pub fn attached(&mut self, heartbeat: Duration) {
-        self.link = Some(Link {
-            heartbeat,
-            last_heartbeat: None,
-            last_full: None,
-            progress_told: 0,
-            rate: Rate::default(),
-            credit: None,
-        });
+        self.link = Some(Link::new(heartbeat));
         for held in self.held.values_mut() {
-            match &mut held.state {
-                State::Working { told } => *told = None,
-                State::Reported { sent, .. } => *sent = None,
+            held.told = None;
+            if let State::Reported { sent, .. } = &mut held.state {
+                *sent = None;
             }
         }
     }
@@ -231,7 +103,7 @@ impl Protocol {
         let replaces = self
             .held
             .iter()
-            .find(|(_, held)| held.job_id == lease.job_id && matches!(held.state, State::Working { .. }))
+            .find(|(_, held)| held.job_id == lease.job_id && matches!(held.state, State::Working))
             .map(|(ticket, _)| *ticket);
         if let Some(old) = replaces {
             self.forget(old);
@@ -252,7 +124,7 @@ impl Protocol {
                 sent: None,
             }
         } else {
-            State::Working { told: None }
+            State::Working
         };
         let given_back = matches!(state, State::Reported { .. });
         self.tickets.insert(key, ticket);
@@ -263,7 +135,7 @@ impl Protocol {
                 nonce: lease.nonce.clone(),
                 rows,
                 state,
-                progress: None,
+                told: None,
             },
         );
         if given_back {
@@ -278,7 +150,7 @@ impl Protocol {
     pub fn revoke(&mut self, revoke: &Revoke) -> Option<Ticket> {
         let ticket = *self.tickets.get(&(revoke.job_id.clone(), revoke.nonce.clone()))?;
         match self.held.get(&ticket)?.state {
-            State::Working { .. } => {
+            State::Working => {
                 self.forget(ticket);
                 Some(ticket)
             }
@@ -306,7 +178,7 @@ impl Protocol {
     /// A job has a report, which is owed from now on. False when the lease is no longer held.
     pub fn report(&mut self, ticket: Ticket, report: Report) -> bool {
         match self.held.get_mut(&ticket) {
-            Some(held) if matches!(held.state, State::Working { .. }) => {
+            Some(held) if matches!(held.state, State::Working) => {
                 held.state = State::Reported { report, sent: None };
                 true
             }
@@ -354,7 +226,7 @@ impl Protocol {
     fn working_rows(&self) -> u32 {
         self.held
             .values()
-            .filter(|held| matches!(held.state, State::Working { .. }))
+            .filter(|held| matches!(held.state, State::Working))
             .fold(0, |sum, held| sum.saturating_add(held.rows))
     }
 
@@ -378,8 +250,9 @@ impl Protocol {
     /// The next message for the hub, if one is due. The first after attaching is the heartbeat that names every lease, then
     /// the reports that are owed, then credit.
     pub fn next_message(&mut self, now: Instant, jobs: &dyn super::Jobs) -> Option<AttachRequest> {
-        self.link.as_ref()?;
-        if self.heartbeat_due(now, jobs.progress_version()) {
+        let early = self.limits.progress_interval;
+        let link = self.link.as_ref()?;
+        if link.is_heartbeat_due(now, jobs.progress_version(), early) {
             return self.heartbeat(now, jobs).map(|heartbeat| AttachRequest {
                 message: Some(attach_request::Message::Heartbeat(heartbeat)),
             });
@@ -407,7 +280,6 @@ impl Protocol {
     /// When [`Protocol::next_message`] should be asked again if nothing else happens; `None` while detached.
     pub fn next_wake(&self, now: Instant) -> Option<Instant> {
         let link = self.link.as_ref()?;
-        let heartbeat = link.last_full.map_or(now, |last| last + link.heartbeat);
         let resend = self.held.values().filter_map(|held| match &held.state {
             State::Reported { sent: Some(sent), .. } => Some(*sent + self.limits.resend_after),
             _ => None,
@@ -418,46 +290,25 @@ impl Protocol {
             .progress_interval
             .filter(|_| self.working_rows() > 0)
             .map(|interval| now + interval);
-        resend.chain(progress).chain([heartbeat]).min()
-    }
-
-    fn heartbeat_due(&self, now: Instant, progress_version: u64) -> bool {
-        let Some(link) = &self.link else { return false };
-        let (Some(last), Some(last_full)) = (link.last_heartbeat, link.last_full) else {
-            return true;
-        };
-        let early = self
-            .limits
-            .progress_interval
-            .filter(|_| progress_version != link.progress_told);
-        last_full + link.heartbeat <= now || early.is_some_and(|early| last + early <= now)
+        resend.chain(progress).chain(link.next_heartbeat(now)).min()
     }
 
     fn heartbeat(&mut self, now: Instant, jobs: &dyn super::Jobs) -> Option<Heartbeat> {
         let rows = self.working_rows();
         let draining = self.draining;
         let link = self.link.as_mut()?;
-        let passes_per_second = link.rate.update(now, jobs.passes());
-        link.last_heartbeat = Some(now);
-        let full = link.last_full.is_none_or(|last| last + link.heartbeat <= now);
-        if full {
-            link.last_full = Some(now);
-        }
-        link.progress_told = jobs.progress_version();
+        let passes_per_second = link.rate(now, jobs.passes());
+        let full = link.beat(now, jobs.progress_version());
         let leases = self.held.iter_mut().map(|(ticket, held)| {
             let mut report = LeaseReport {
                 job_id: held.job_id.clone(),
                 nonce: held.nonce.clone(),
-                progress: held.progress,
-                checkpoint: None,
+                ..LeaseReport::default()
             };
-            if let State::Working { told } = &mut held.state
-                && let Some(snapshot) = jobs.snapshot(*ticket)
-            {
-                held.progress = Some(snapshot.progress);
-                report.progress = held.progress;
-                if full && *told != Some(snapshot.version) {
-                    *told = Some(snapshot.version);
+            if let Some(snapshot) = jobs.snapshot(*ticket) {
+                report.progress = Some(snapshot.progress);
+                if full && held.told != Some(snapshot.version) {
+                    held.told = Some(snapshot.version);
                     report.checkpoint = snapshot.checkpoint;
                 }
             }
@@ -471,7 +322,3 @@ impl Protocol {
         })
     }
 }
-
-#[cfg(test)]
-#[path = "protocol_tests.rs"]
-mod tests;
