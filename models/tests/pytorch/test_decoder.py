@@ -1,7 +1,6 @@
 """The larger decoder's fine-tuning on pictures of a few scenes: grown without a change, better afterwards, resumable."""
 
 import json
-import random
 from dataclasses import asdict
 
 import numpy as np
@@ -9,15 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from muse_models.data.captions import caption
 from muse_models.data.colours import COLOURS
 from muse_models.data.scene import Item, Scene
-from muse_models.tokenizer import finetune, perception
+from muse_models.tokenizer import finetune
 from muse_models.tokenizer.discriminator import PatchDiscriminator, combined_gradient, decoder_loss, discriminator_loss
 from muse_models.tokenizer.finetune import TokenizedPictures
 from muse_models.tokenizer.grow import grown
 from muse_models.tokenizer.model import Decoder, ImageTokenizer
-from muse_models.tokenizer.perception import LABELS, Perception, labels_of, perceptual_distance
+from muse_models.tokenizer.perception import Perception, perceptual_distance
 from muse_models.training import checkpoint
 
 MODEL = {
@@ -32,7 +30,7 @@ def scenes() -> list[Scene]:
 
 
 @pytest.fixture
-def work_dir(tmp_path):
+def work_dir(tmp_path, monkeypatch):
     """Pictures of squares, with the tokens of a tokenizer that was never trained, each twice as if worded twice."""
     torch.manual_seed(0)
     tokenizer = ImageTokenizer.from_config({"model": MODEL})
@@ -54,11 +52,29 @@ def work_dir(tmp_path):
         with torch.no_grad():
             encoded = tokenizer.encode(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255).numpy()
         np.save(tmp_path / tokens / "base.npy", encoded.astype(np.int16).repeat(2, 0))
-    seen = Perception((4, 8, 8))
-    checkpoint.save(tmp_path / "perception" / "checkpoint.pt", {
-        "model": seen.state_dict(), "config": {"model": {"channels": [4, 8, 8]}},
-    })
+    monkeypatch.setattr(finetune, "load_perception", lambda _: Perception(perception_weights()))
     return tmp_path
+
+
+def perception_weights() -> dict[str, torch.Tensor]:
+    """Random weights under the package's names."""
+    generator = torch.Generator().manual_seed(3)
+    weights = {}
+
+    def add(conv, norm, *shape):
+        weights[f"{conv}.weight"] = torch.randn(shape, generator=generator) / (shape[1] * shape[2] * shape[3]) ** 0.5
+        for name in ("running_mean", "running_var", "weight", "bias"):
+            weights[f"{norm}.{name}"] = torch.rand(shape[0], generator=generator) + 0.5
+
+    add("_conv_stem", "_bn0", 32, 3, 3, 3)
+    shapes = ((32, 32, 16, 3), (16, 96, 24, 3), (24, 144, 24, 3), (24, 144, 40, 5), (40, 240, 40, 5))
+    for index, (before, wide, after, side) in enumerate(shapes):
+        at = f"_blocks.{index}"
+        if before != wide:
+            add(f"{at}._expand_conv", f"{at}._bn0", wide, before, 1, 1)
+        add(f"{at}._depthwise_conv", f"{at}._bn1", wide, 1, side, side)
+        add(f"{at}._project_conv", f"{at}._bn2", after, wide, 1, 1)
+    return weights
 
 
 def lively(decoder: Decoder) -> Decoder:
@@ -134,36 +150,24 @@ def test_the_adversarial_gradient_is_measured_by_the_other():
     torch.testing.assert_close((both - alone).norm(), 0.25 * alone.norm())
 
 
-def test_labels_name_things_colours_and_the_background():
-    rng = random.Random(0)
-    scene = Scene((Item("cat", "blue"), Item("square", "red", 1, "right")), "green")
-    assert labels_of(scene).sum() == 5 and len(labels_of(scene)) == LABELS
-    # What an icon already looks like counts as its colour.
-    assert labels_of(Scene((Item("apple"),))).sum() == 2
-    assert caption(scene, rng).text
-
-
 def test_the_perceptual_distance_is_of_direction_and_zero_for_the_same():
     features = [torch.randn(2, 5, 4, 4), torch.randn(2, 7, 2, 2)]
     assert perceptual_distance(features, [3 * part for part in features]) < 1e-9
     assert perceptual_distance(features, [-part for part in features]) == pytest.approx(4)
 
 
-def test_perception_learns_what_a_picture_shows(work_dir, monkeypatch, capsys, counted_budget):
-    config = {"name": "seen", "model": {"channels": [8, 16, 16]}, "training": {
-        "seed": 1, "batch": 16, "learning_rate": 1e-2, "warmup_minutes": 0, "average_decay": 0.9,
-    }}
-    # Its pictures are halved: 64 pixels become 32.
-    monkeypatch.setattr(perception.LabelledPictures, "batch", halved_batch)
-    perception.train(config, work_dir, minutes=60)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "likeliest_thing" in line]
-    assert float(line.split()[-1]) > 0.9
-
-
-def halved_batch(self, count):
-    chosen = self._random.integers(0, len(self._images), count)
-    images = torch.from_numpy(self._images[chosen]).permute(0, 3, 1, 2).float() / 255
-    return images, torch.from_numpy(self._labels[chosen].astype(np.float32))
+def test_the_network_pads_and_folds_as_it_was_trained():
+    weights = perception_weights()
+    seen = Perception(weights)
+    image = torch.rand(1, 3, 32, 32)
+    assert [tuple(part.shape) for part in seen.features(image)] == [(1, 16, 16, 16), (1, 24, 8, 8), (1, 40, 4, 4)]
+    # A stride of two over an even side pads right and below alone; then the batch norm.
+    plain = torch.nn.functional.conv2d(
+        torch.nn.functional.pad(image, (0, 1, 0, 1)), weights["_conv_stem.weight"], stride=2
+    )
+    norm = [weights[f"_bn0.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
+    expected = torch.nn.functional.batch_norm(plain, *norm, eps=1e-3)
+    torch.testing.assert_close(seen.stem(image), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_fine_tuned_decoder_is_better_and_goes_on_where_it_stopped(work_dir, capsys, counted_budget):
