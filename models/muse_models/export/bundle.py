@@ -1,126 +1,153 @@
-"""Puts a bundle together from models in PyTorch."""
+"""Writes bundles from models in PyTorch: one, or several that differ in how weights are stored."""
 
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
-from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..reference.sampler import Settings
-from ..text.encoder import T5Encoder
-from ..transformer.model import MaskedTransformer
 from . import graphs
 from .manifest import write_manifest
-from .onnx_file import export
-from .storage import Precision
+from .onnx_file import Difference, compare, compare_exact, trace_apart
+from .parts import BundleParts, StagePart, TextPart
+from .storage import EXTERNAL_ABOVE, Precision
+
+__all__ = ["BundleParts", "GraphReport", "StagePart", "TextPart", "write_bundle", "write_bundles"]
 
 
 @dataclass(frozen=True)
-class TextPart:
-    """The text encoder and its tokenizer."""
+class GraphReport:
+    """What became of one graph of one bundle."""
 
-    encoder: T5Encoder
-    tokenizer: Tokenizer
-    max_length: int
-    length_buckets: list[int]
-    precision: Precision = "f32"
+    file: str
+    precision: Precision
+    size: int
+    """Bytes, external data included."""
+    exact: Difference | None
+    """From PyTorch, with f32 weights: the exporter's error. None if that was not compared."""
+    stored: Difference | None
+    """From PyTorch, as written."""
 
-
-@dataclass(frozen=True)
-class StagePart:
-    """A stage: its transformer and its image tokenizer."""
-
-    model: MaskedTransformer
-    tokenizer: nn.Module
-    """Has `encode` (image [B, 3, H, W] to tokens) and `decode` (the inverse)."""
-    images: Tensor
-    """[2, 3, H, W] in 0…1: examples for the encoder; H and W are the stage's picture size."""
-    defaults: Settings
-    unconditional: str = "empty_text"
-    null_embedding: np.ndarray | None = None
-    """f32 [length, D], with `unconditional = "null_embedding"`."""
-    precision: Precision = "f32"
-    tokenizer_precision: Precision = "f32"
+    def __str__(self) -> str:
+        line = f"{self.file:24} {self.precision:4} {self.size / 1e6:7.3f} MB"
+        if self.exact is not None:
+            line += f"  graph: {self.exact}"
+        if self.stored is not None and self.precision != "f32":
+            line += f";  with {self.precision} weights: {self.stored}"
+        return line if self.stored is not None else line + "  not compared"
 
 
 @dataclass(frozen=True)
-class BundleParts:
-    """Everything that a bundle is made of."""
+class Writing:
+    """How bundles are written."""
 
-    name: str
-    version: str
-    license: str
-    description: str
-    text: TextPart
-    base: StagePart
-    superres: StagePart | None = None
-    report: list[str] = field(default_factory=list)
-    """Filled by `write_bundle`: a line for each graph, with its size and its difference from PyTorch."""
+    external_above: int = EXTERNAL_ABOVE
+    """Bytes of weights above which a graph's weights lie in a file of their own."""
+    compare: bool = True
+    """Whether graphs are compared with PyTorch. That takes memory for the model twice, and disk for its f32 weights."""
 
 
-def write_bundle(parts: BundleParts, folder: Path) -> None:
-    """Writes the bundle into `folder`, which is replaced as a whole."""
-    staging = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+def write_bundle(parts: BundleParts, folder: Path, writing: Writing = Writing()) -> list[GraphReport]:
+    """Writes the bundle into `folder`, which is replaced as a whole; a report for each graph."""
+    return write_bundles(parts, {folder: None}, writing)[folder]
+
+
+def write_bundles(
+    parts: BundleParts, folders: dict[Path, Precision | None], writing: Writing = Writing()
+) -> dict[Path, list[GraphReport]]:
+    """Writes a bundle into each of `folders`, with all weights in the precision given, or in each part's own if None.
+
+    Each graph is traced once, and compared with PyTorch once for each way of storing it. A folder is replaced as a
+    whole, after everything in it was written.
+    """
+    staging = {folder: folder.with_name(folder.name + ".partial") for folder in folders}
+    for partial in staging.values():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    reports: dict[Path, list[GraphReport]] = {folder: [] for folder in folders}
+    for name, graph, own in _graphs(parts):
+        traced = trace_apart(graph)
+        exact: Difference | None = None
+        for folder, precision in folders.items():
+            path, chosen = staging[folder] / name, precision or own
+            if writing.compare and exact is None:
+                exact = compare_exact(graph, traced, path, writing.external_above)
+            size = traced.write(path, chosen, writing.external_above)
+            onnx.checker.check_model(str(path))
+            stored = exact if chosen == "f32" or exact is None else compare(graph, path)
+            report = GraphReport(name, chosen, size, exact, stored)
+            print(report, flush=True)
+            reports[folder].append(report)
+    tables = _tables(parts)
+    for folder, partial in staging.items():
+        _write_other_files(parts, partial)
+        write_manifest(partial, tables)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        sizes = [path.stat().st_size for path in folder.iterdir()]
+        print(f"{folder}: {sum(sizes) / 1e6:.2f} MB in {len(sizes)} files", flush=True)
+    return reports
+
+
+def _graphs(parts: BundleParts) -> Iterator[tuple[str, graphs.Graph, Precision]]:
+    """File name, graph, and the precision of its part."""
+    text_graph = graphs.text_graph(parts.text.encoder, parts.text.max_length)
+    yield "text_encoder.onnx", text_graph, parts.text.precision
+    text, text_mask = _example_text(parts.text, text_graph)
+    for name, stage in parts.stages.items():
+        config = stage.model.config
+        condition = graphs.condition_graph(stage.model, text, text_mask)
+        yield f"{name}_condition.onnx", condition, stage.precision
+        yield f"{name}_step.onnx", graphs.step_graph(stage.model, condition), stage.precision
+        decoder = graphs.decoder_graph(stage.tokenizer, config.codebook_size, config.positions)
+        yield f"{name}_decoder.onnx", decoder, stage.tokenizer_precision
+        yield f"{name}_encoder.onnx", graphs.encoder_graph(stage.tokenizer, stage.images), stage.tokenizer_precision
+
+
+@torch.no_grad()
+def _example_text(text: TextPart, graph: graphs.Graph) -> tuple[Tensor, Tensor]:
+    """Embeddings [2, L, D] and masks [2, L] to try the condition graphs on."""
+    return text.encoder(*graph.inputs.values()), graph.inputs["attention_mask"]
+
+
+def _write_other_files(parts: BundleParts, folder: Path) -> None:
+    tokenizer = parts.text.tokenizer
+    # The engine refuses what is too long and pads on its own.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name, stage in parts.stages.items():
+        if stage.null_embedding is not None:
+            np.save(folder / f"{name}_null.npy", stage.null_embedding.astype(np.float32))
+
+
+def _tables(parts: BundleParts) -> dict[str, dict[str, Any]]:
+    """The manifest but for the list of files."""
+    text = parts.text
     tables: dict[str, dict[str, Any]] = {
         "model": {
             "name": parts.name, "version": parts.version, "license": parts.license, "description": parts.description,
         },
-        "text": _write_text(parts, staging),
+        "text": {
+            "tokenizer": "tokenizer.json",
+            "max_length": text.max_length,
+            "pad_id": 0,
+            "vocab_size": text.tokenizer.get_vocab_size(),
+            "width": text.encoder.shape.width,
+            "length_buckets": text.length_buckets,
+            "encoder": "text_encoder.onnx",
+        },
     }
-    text, text_mask = _example_text(parts.text)
-    for name, stage in (("base", parts.base), ("superres", parts.superres)):
-        if stage is not None:
-            tables[name] = _write_stage(parts, name, stage, text, text_mask, staging)
-    write_manifest(staging, tables)
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
-    total = sum(path.stat().st_size for path in folder.iterdir())
-    _say(parts, f"{folder}: {total / 1e6:.2f} MB in {len(list(folder.iterdir()))} files")
+    return tables | {name: _stage_table(name, stage) for name, stage in parts.stages.items()}
 
 
-def _write_text(parts: BundleParts, folder: Path) -> dict[str, Any]:
-    text = parts.text
-    # The engine refuses what is too long and pads on its own.
-    text.tokenizer.no_truncation()
-    text.tokenizer.no_padding()
-    text.tokenizer.save(str(folder / "tokenizer.json"))
-    _write_graph(parts, "text_encoder.onnx", graphs.text_graph(text.encoder, text.max_length), text.precision, folder)
-    return {
-        "tokenizer": "tokenizer.json",
-        "max_length": text.max_length,
-        "pad_id": 0,
-        "vocab_size": text.tokenizer.get_vocab_size(),
-        "width": text.encoder.shape.width,
-        "length_buckets": text.length_buckets,
-        "encoder": "text_encoder.onnx",
-    }
-
-
-@torch.no_grad()
-def _example_text(text: TextPart) -> tuple[Tensor, Tensor]:
-    """Embeddings [2, L, D] and masks [2, L] to try the condition graphs on."""
-    inputs = graphs.text_graph(text.encoder, text.max_length).inputs
-    return text.encoder(inputs["input_ids"], inputs["attention_mask"]), inputs["attention_mask"]
-
-
-def _write_stage(
-    parts: BundleParts, name: str, stage: StagePart, text: Tensor, text_mask: Tensor, folder: Path
-) -> dict[str, Any]:
+def _stage_table(name: str, stage: StagePart) -> dict[str, Any]:
     config = stage.model.config
-    condition = graphs.condition_graph(stage.model, text, text_mask)
-    step = graphs.step_graph(stage.model, condition)
-    decoder = graphs.decoder_graph(stage.tokenizer, config.codebook_size, config.positions)
-    encoder = graphs.encoder_graph(stage.tokenizer, stage.images)
-    _write_graph(parts, f"{name}_condition.onnx", condition, stage.precision, folder)
-    _write_graph(parts, f"{name}_step.onnx", step, stage.precision, folder)
-    _write_graph(parts, f"{name}_decoder.onnx", decoder, stage.tokenizer_precision, folder)
-    _write_graph(parts, f"{name}_encoder.onnx", encoder, stage.tokenizer_precision, folder)
     table: dict[str, Any] = {
         "grid": list(config.grid),
         "codebook_size": config.codebook_size,
@@ -131,22 +158,7 @@ def _write_stage(
     }
     if stage.null_embedding is not None:
         table["null_embedding"] = f"{name}_null.npy"
-        np.save(folder / f"{name}_null.npy", stage.null_embedding.astype(np.float32))
     table |= {part: f"{name}_{part}.onnx" for part in ("condition", "step", "decoder", "encoder")}
     table["image_size"] = list(stage.images.shape[2:])
     table["defaults"] = asdict(stage.defaults)
     return table
-
-
-def _write_graph(parts: BundleParts, name: str, graph: graphs.Graph, precision: Precision, folder: Path) -> None:
-    exact, stored = export(graph, folder / name, precision)
-    size = (folder / name).stat().st_size
-    line = f"{name:24} {precision:4} {size / 1e6:7.3f} MB  graph: {exact}"
-    if precision != "f32":
-        line += f";  with {precision} weights: {stored}"
-    _say(parts, line)
-
-
-def _say(parts: BundleParts, line: str) -> None:
-    parts.report.append(line)
-    print(line, flush=True)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ..text.encoder import T5Encoder
 from ..tokenizer.model import ChannelNorm
-from ..transformer.model import MaskedTransformer
+from .parts import StageModel
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TextEncoderGraph(nn.Module):
 class ConditionGraph(nn.Module):
     """`text`, `text_mask` (and `low_tokens`) to the conditioning, in the model's order of names."""
 
-    def __init__(self, model: MaskedTransformer) -> None:
+    def __init__(self, model: StageModel) -> None:
         super().__init__()
         self.model = model
 
@@ -66,7 +66,7 @@ class ConditionGraph(nn.Module):
 class StepGraph(nn.Module):
     """`tokens` and the conditioning to `logits`."""
 
-    def __init__(self, model: MaskedTransformer) -> None:
+    def __init__(self, model: StageModel) -> None:
         super().__init__()
         self.model = model
 
@@ -137,7 +137,7 @@ def text_graph(encoder: T5Encoder, max_length: int) -> Graph:
     )
 
 
-def condition_graph(model: MaskedTransformer, text: Tensor, text_mask: Tensor) -> Graph:
+def condition_graph(model: StageModel, text: Tensor, text_mask: Tensor) -> Graph:
     """The condition graph; `text` [2, L, D] and `text_mask` [2, L] are the examples."""
     inputs = {"text": text, "text_mask": text_mask}
     config = model.config
@@ -148,7 +148,7 @@ def condition_graph(model: MaskedTransformer, text: Tensor, text_mask: Tensor) -
     return Graph(ConditionGraph(model), inputs, model.conditioning_names())
 
 
-def step_graph(model: MaskedTransformer, condition: Graph) -> Graph:
+def step_graph(model: StageModel, condition: Graph) -> Graph:
     """The step graph; the examples are half-masked grids with the conditioning of `condition`'s examples."""
     generator = torch.Generator().manual_seed(3)
     config = model.config

@@ -19,9 +19,9 @@ def write_manifest(folder: Path, tables: dict[str, dict[str, Any]]) -> None:
     lines.append("[files]")
     for path in sorted(folder.iterdir()):
         if path.name != "bundle.toml":
-            content = path.read_bytes()
-            digest = hashlib.sha256(content).hexdigest()
-            lines.append(f'"{path.name}" = {{ sha256 = "{digest}", size = {len(content)} }}')
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            lines.append(f'"{path.name}" = {{ sha256 = "{digest}", size = {path.stat().st_size} }}')
     (folder / "bundle.toml").write_text("\n".join(lines) + "\n")
 
 

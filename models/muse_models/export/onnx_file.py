@@ -1,6 +1,7 @@
 """Traces a module into an ONNX file and checks it against PyTorch on ONNX Runtime."""
 
 import logging
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import onnxruntime
 import torch
 
 from .graphs import Graph
-from .storage import Precision, store_weights
+from .storage import EXTERNAL_ABOVE, Precision, Traced
 
 OPSET = 20
 IR_VERSION = 10
@@ -34,31 +35,51 @@ class Difference:
     """Standard deviation of that output in PyTorch: what the differences are to be measured by."""
     equal: float
     """Share of equal elements over integer outputs; 1 if there are none."""
+    same_best: float | None = None
+    """With `logits`: share of positions whose likeliest token is the same."""
 
     def __str__(self) -> str:
         if self.spread == 0:
             return f"equal {self.equal:.4%}"
-        return f"worst {self.worst:.1e}, rms {self.root_mean_square:.1e} at a spread of {self.spread:.2f}"
+        line = f"worst {self.worst:.1e}, rms {self.root_mean_square:.1e} at a spread of {self.spread:.2f}"
+        return line if self.same_best is None else f"{line}, likeliest token the same at {self.same_best:.2%}"
 
 
-def export(graph: Graph, path: Path, precision: Precision) -> tuple[Difference, Difference]:
+def export(
+    graph: Graph, path: Path, precision: Precision, external_above: int = EXTERNAL_ABOVE
+) -> tuple[Difference, Difference]:
     """Writes `graph` to `path` with weights stored in `precision`.
 
     Returns how far it is from PyTorch with f32 weights (the exporter's error) and as written (storage included).
     Raises `ValueError` if the first is more than rounding explains.
     """
-    model = trace(graph)
-    exact = compare(graph, model)
+    traced = trace_apart(graph)
+    exact = compare_exact(graph, traced, path, external_above)
+    traced.write(path, precision, external_above)
+    onnx.checker.check_model(str(path))
+    return exact, exact if precision == "f32" else compare(graph, path)
+
+
+def compare_exact(graph: Graph, traced: Traced, path: Path, external_above: int = EXTERNAL_ABOVE) -> Difference:
+    """How far `graph` with f32 weights is from PyTorch; `path` is where it will lie, and its folder has room for them.
+
+    Raises `ValueError` if that is more than rounding explains.
+    """
+    with tempfile.TemporaryDirectory(prefix=".exact-", dir=path.parent) as folder:
+        traced.write(Path(folder) / path.name, "f32", external_above)
+        exact = compare(graph, Path(folder) / path.name)
     if exact.worst > TOLERANCE * max(1.0, exact.spread) or exact.equal < 1 - TOLERANCE:
         raise ValueError(f"{path.name} is not what PyTorch computes: {exact}")
-    store_weights(model, precision)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-    return exact, compare(graph, model)
+    return exact
 
 
 def trace(graph: Graph) -> onnx.ModelProto:
-    """The ONNX model of `graph` with f32 weights."""
+    """The ONNX model of `graph` with f32 weights, in memory; only for graphs below 2 GiB."""
+    return trace_apart(graph).proto()
+
+
+def trace_apart(graph: Graph) -> Traced:
+    """The ONNX model of `graph` and its f32 weights, apart."""
     batch, length = torch.export.Dim("B"), torch.export.Dim("L", max=1 << 16)
     axes = tuple({0: batch, 1: length} if name in graph.length_axis else {0: batch} for name in graph.inputs)
     # A module that takes *inputs has one parameter, and the shapes of one parameter are nested once more.
@@ -79,21 +100,24 @@ def trace(graph: Graph) -> onnx.ModelProto:
             output_names=[_OUTSIDE + name for name in graph.outputs],
             verbose=False,
         )
+    weights = {name: value.const_value for name, value in program.model.graph.initializers.items()}
+    program.model.graph.initializers.clear()
     model = program.model_proto
     _strip(model)
-    _rename(model, [*graph.inputs, *graph.outputs])
+    names = _rename(model, [*graph.inputs, *graph.outputs])
     model.ir_version = IR_VERSION
-    return model
+    return Traced(model, {names.get(name, name): weight for name, weight in weights.items()})
 
 
-def _rename(model: onnx.ModelProto, outside: list[str]) -> None:
-    """Gives inputs and outputs their names, and a value inside with one of those another."""
+def _rename(model: onnx.ModelProto, outside: list[str]) -> dict[str, str]:
+    """Gives inputs and outputs their names, and a value inside with one of those another; returns new names by old."""
     names = {_OUTSIDE + name: name for name in outside} | {name: f"{name}.inside" for name in outside}
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
-    for part in (*model.graph.initializer, *model.graph.input, *model.graph.output):
+    for part in (*model.graph.input, *model.graph.output):
         part.name = names.get(part.name, part.name)
+    return names
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -102,7 +126,7 @@ def _strip(model: onnx.ModelProto) -> None:
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     del model.graph.value_info[:]
-    for part in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output):
         part.doc_string = ""
         del part.metadata_props[:]
 
@@ -116,25 +140,24 @@ def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def compare(graph: Graph, model: onnx.ModelProto) -> Difference:
+def compare(graph: Graph, model: onnx.ModelProto | Path) -> Difference:
     """`model` on ONNX Runtime against PyTorch, on the example inputs, output by output."""
     with torch.no_grad():
         expected = graph.module(*graph.inputs.values())
     expected = expected if isinstance(expected, tuple) else (expected,)
     actual = session(model).run(graph.outputs, {name: value.numpy() for name, value in graph.inputs.items()})
-    result = Difference(0.0, 0.0, 0.0, 1.0)
-    integers = [
-        np.mean(there == here.numpy())
-        for here, there in zip(expected, actual, strict=True)
-        if not here.is_floating_point()
-    ]
-    for here, there in zip(expected, actual, strict=True):
-        if not here.is_floating_point():
+    worst, root_mean_square, spread, equal, same_best = 0.0, 0.0, 0.0, 1.0, None
+    for name, here, there in zip(graph.outputs, (value.numpy() for value in expected), actual, strict=True):
+        if not np.issubdtype(here.dtype, np.floating):
+            equal = min(equal, float(np.mean(there == here)))
             continue
-        off = there.astype(np.float64) - here.numpy()
+        off = there.astype(np.float64) - here
+        if not np.isfinite(off).all():
+            raise ValueError(f"{name} is not finite in ONNX Runtime or in PyTorch")
+        worst = max(worst, float(np.abs(off).max()))
         found = float(np.sqrt(np.mean(off**2)))
-        if result.spread == 0 or found > result.root_mean_square:
-            worst = max(result.worst, float(np.abs(off).max()))
-            result = Difference(worst, found, float(here.std()), 1.0)
-    equal = float(min(integers)) if integers else 1.0
-    return Difference(result.worst, result.root_mean_square, result.spread, equal)
+        if spread == 0 or found > root_mean_square:
+            root_mean_square, spread = found, float(here.std())
+        if name == "logits":
+            same_best = float(np.mean(there.argmax(axis=-1) == here.argmax(axis=-1)))
+    return Difference(worst, root_mean_square, spread, equal, same_best)

@@ -1,54 +1,140 @@
-"""How weights lie in an ONNX file: f32, f16, or int8 with a scale for each output channel.
+"""How weights lie in an ONNX file: f32, f16, or int8 with a scale for each output channel; inside or beside the file.
 
 Smaller weights are widened by `Cast` and `Mul` nodes over constants. ONNX Runtime folds those when it loads the file,
 so all arithmetic is f32, as fast as with f32 weights, and a row's result does not depend on the rows beside it.
 (With dynamic int8 arithmetic it would: its activation scale spans the batch.)
+
+An ONNX file ends at 2 GiB. Above a limit, weights lie in a file of their own next to it (ONNX's external data). They are
+converted and written one tensor at a time, so that a model may be larger than memory.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 Precision = Literal["f32", "f16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "int8")
 
 SMALLEST = 1024
-"""Elements below which an initializer stays f32: norms and biases matter much and weigh little."""
+"""Elements below which an initializer stays f32, and in the file: norms and biases matter much and weigh little."""
+
+EXTERNAL_ABOVE = 1_500_000_000
+"""Bytes of weights above which they lie beside the ONNX file, by default. Protocol buffers end at 2 GiB."""
+
+_ALIGNMENT = 4096
+"""External tensors start at a multiple of this, so that they can be mapped into memory."""
 
 _CLIPPING = np.linspace(0.7, 1.0, 16)
 """Shares of a channel's largest weight that are tried as its int8 range."""
 
+_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 
-def store_weights(model: onnx.ModelProto, precision: Precision) -> None:
-    """Rewrites the f32 initializers of `model` in place.
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph and its weights, apart: the weights of a large model are read only when they are written."""
+
+    model: onnx.ModelProto
+    """Without initializers."""
+    weights: dict[str, Any]
+    """Initializers by name; each has `shape` and `numpy()` (f32, or what the graph's constants are)."""
+
+    def proto(self, precision: Precision = "f32") -> onnx.ModelProto:
+        """The whole model in memory; only for graphs below 2 GiB."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        _fill(model, _stored(self, precision), None)
+        return model
+
+    def write(self, path: Path, precision: Precision, external_above: int = EXTERNAL_ABOVE) -> int:
+        """Writes the model to `path`, its weights to `path` + `.data` if they take more than `external_above` bytes.
+
+        Returns how many bytes the files take.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        beside = path.with_name(path.name + ".data")
+        size = sum(_size(weights, precision) for weights in self.weights.values())
+        if size <= external_above:
+            _fill(model, _stored(self, precision), None)
+            onnx.save(model, path)
+            return path.stat().st_size
+        with beside.open("wb") as file:
+            _fill(model, _stored(self, precision), file)
+        onnx.save(model, path)
+        return path.stat().st_size + beside.stat().st_size
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """One initializer as it is stored: tensors, and the nodes that widen them into what the graph reads."""
+
+    tensors: list[tuple[str, np.ndarray]]
+    widening: list[onnx.NodeProto]
+
+
+def _stored(traced: Traced, precision: Precision) -> Iterator[_Stored]:
+    """The weights one after another.
 
     With int8, matrices of products, tables of lookups and kernels of convolutions become int8; other tensors f16.
     """
-    if precision == "f32":
-        return
-    graph = model.graph
-    axes = _channel_axes(graph) if precision == "int8" else {}
-    widening: list[onnx.NodeProto] = []
-    stored: list[TensorProto] = []
-    for initializer in graph.initializer:
-        if initializer.data_type != TensorProto.FLOAT or np.prod(initializer.dims) < SMALLEST:
-            stored.append(initializer)
-            continue
-        name, weights = initializer.name, numpy_helper.to_array(initializer)
-        if name in axes:
+    dimensions = {name: len(weights.shape) for name, weights in traced.weights.items()}
+    axes = _channel_axes(traced.model.graph, dimensions) if precision == "int8" else {}
+    for name, tensor in traced.weights.items():
+        weights = np.ascontiguousarray(tensor.numpy()).reshape(tuple(tensor.shape))
+        if precision == "f32" or weights.dtype != np.float32 or weights.size < SMALLEST:
+            yield _Stored([(name, weights)], [])
+        elif name in axes:
             quantised, scale = quantise(weights, axes[name])
-            stored.append(numpy_helper.from_array(quantised, f"{name}.int8"))
-            stored.append(numpy_helper.from_array(scale, f"{name}.scale"))
-            widening.append(helper.make_node("Cast", [f"{name}.int8"], [f"{name}.wide"], to=TensorProto.FLOAT))
-            widening.append(helper.make_node("Mul", [f"{name}.wide", f"{name}.scale"], [name]))
+            widening = [
+                helper.make_node("Cast", [f"{name}.int8"], [f"{name}.wide"], to=TensorProto.FLOAT),
+                helper.make_node("Mul", [f"{name}.wide", f"{name}.scale"], [name]),
+            ]
+            yield _Stored([(f"{name}.int8", quantised), (f"{name}.scale", scale)], widening)
         else:
-            stored.append(numpy_helper.from_array(_to_half(name, weights), f"{name}.f16"))
-            widening.append(helper.make_node("Cast", [f"{name}.f16"], [name], to=TensorProto.FLOAT))
-    nodes = [*widening, *graph.node]
-    del graph.initializer[:], graph.node[:]
-    graph.initializer.extend(stored)
+            widening = [helper.make_node("Cast", [f"{name}.f16"], [name], to=TensorProto.FLOAT)]
+            yield _Stored([(f"{name}.f16", _to_half(name, weights))], widening)
+
+
+def _size(weights: Any, precision: Precision) -> int:
+    """Bytes that an initializer takes when stored, about: scales and what stays f32 beside int8 are not told apart."""
+    count = int(np.prod(tuple(weights.shape)))
+    return count * (4 if count < SMALLEST else _BYTES[precision])
+
+
+def _fill(model: onnx.ModelProto, stored: Iterator[_Stored], file: BinaryIO | None) -> None:
+    """Puts initializers and widening nodes into `model`; with `file`, the large tensors' contents go there."""
+    graph = model.graph
+    nodes = list(graph.node)
+    del graph.node[:]
+    for part in stored:
+        for name, values in part.tensors:
+            large = file is not None and values.size >= SMALLEST
+            graph.initializer.append(_external(name, values, file) if large else numpy_helper.from_array(values, name))
+        graph.node.extend(part.widening)
     graph.node.extend(nodes)
+
+
+def _external(name: str, values: np.ndarray, file: BinaryIO) -> TensorProto:
+    """Appends `values` to `file`; the tensor that says where they lie. `file` is next to the model."""
+    offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
+    file.seek(offset)
+    file.write(memoryview(values.reshape(-1)).cast("B"))
+    proto = TensorProto(
+        name=name,
+        dims=values.shape,
+        data_type=helper.np_dtype_to_tensor_dtype(values.dtype),
+        data_location=TensorProto.EXTERNAL,
+    )
+    places = {"location": Path(file.name).name, "offset": str(offset), "length": str(values.nbytes)}
+    for key, value in places.items():
+        proto.external_data.add(key=key, value=value)
+    return proto
 
 
 def quantise(weights: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,10 +164,9 @@ def _to_half(name: str, weights: np.ndarray) -> np.ndarray:
     return weights.astype(np.float16)
 
 
-def _channel_axes(graph: onnx.GraphProto) -> dict[str, int]:
-    """The axis of output channels of each initializer whose every use has one and the same."""
-    uses: dict[str, set[int | None]] = {initializer.name: set() for initializer in graph.initializer}
-    dimensions = {initializer.name: len(initializer.dims) for initializer in graph.initializer}
+def _channel_axes(graph: onnx.GraphProto, dimensions: dict[str, int]) -> dict[str, int]:
+    """The axis of output channels of each initializer (`dimensions` has all) whose every use has one and the same."""
+    uses: dict[str, set[int | None]] = {name: set() for name in dimensions}
     for node in graph.node:
         for place, name in enumerate(node.input):
             if name in uses:
@@ -97,6 +182,6 @@ def _channel_axis(node: onnx.NodeProto, place: int, dimensions: int) -> int | No
         return 0 if transposed else 1
     if node.op_type == "Gather" and place == 0 and dimensions == 2:
         return 0
-    if node.op_type == "Conv" and place == 1:
-        return 0
+    if node.op_type in ("Conv", "ConvTranspose") and place == 1:
+        return 0 if node.op_type == "Conv" else 1
     return None
