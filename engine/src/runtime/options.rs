@@ -17,6 +17,10 @@ pub struct SessionOptions {
     /// Execution providers in order of preference. The first must be had, unless a later one may take over:
     /// `["cuda", "cpu"]` says that falling back to the CPU is fine.
     pub providers: Vec<Provider>,
+    /// Whether ONNX Runtime may put single operators that the provider lacks, or would rather not compute, on the CPU, also
+    /// where `cpu` is not among the providers. The CUDA provider leaves the arithmetic on shapes to the CPU, which costs
+    /// nothing and which most graphs have; so `false` is for graphs that were made without.
+    pub allow_cpu_operators: bool,
     /// Which device of the provider.
     pub device_id: u32,
     /// Threads of one operator on the CPU; 0: one for each core.
@@ -37,6 +41,7 @@ impl Default for SessionOptions {
         SessionOptions {
             onnxruntime: None,
             providers: vec![Provider::Cpu],
+            allow_cpu_operators: true,
             device_id: 0,
             intra_threads: 0,
             spinning: false,

@@ -89,6 +89,10 @@ impl Provider {
                 "this build of ONNX Runtime does not have it; point runtime.onnxruntime to the library of the \
                  {wheel} wheel"
             )
+        } else if message.contains("assigned to the default CPU EP") {
+            "it lacks operators of the graph, and runtime.allow_cpu_operators = false keeps them off the CPU; set it to \
+             true"
+                .to_owned()
         } else if message.contains("Failed to load library")
             || message.contains("Failed to load shared library")
         {

@@ -155,11 +155,16 @@ fn open(
         .map_err(|error| graph(error.message()))?
         .with_log_level(ort::logging::LogLevel::Warning)
         .map_err(|error| graph(error.message()))?;
+    if !options.allow_cpu_operators && !providers.contains(&Provider::Cpu) {
+        builder = builder
+            .with_disable_cpu_fallback()
+            .map_err(|error| graph(error.message()))?;
+    }
     for provider in providers {
         builder = match builder.with_execution_providers([provider.registration(options)]) {
             Ok(builder) => builder,
             // Only the first must be had here: when it fails, the rest is tried without it.
-            Err(error) if *provider == providers[0] => {
+            Err(error) if Some(provider) == providers.first() => {
                 return Err(OpenFailure::Provider(*provider, one_line(error.message())));
             }
             Err(error) => {
@@ -211,5 +216,35 @@ impl Outputs<'_> {
             file: self.file.to_owned(),
             reason,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn operators_stay_off_the_cpu_where_the_options_say_so() {
+        let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let library = std::env::var_os("MUSE__RUNTIME__ONNXRUNTIME")
+            .map_or_else(|| root.join(".deps/onnxruntime/libonnxruntime.so"), PathBuf::from);
+        let runtime = Runtime::initialise(Some(&library)).unwrap();
+        let graph = root.join("tests/bundles/tiny/base_step.onnx");
+        // No provider at all stands for one that has none of the graph's operators: the library's own CPU kernels remain.
+        let open = |allow_cpu_operators| {
+            let options = SessionOptions {
+                allow_cpu_operators,
+                ..SessionOptions::default()
+            };
+            super::open(runtime, &graph, &[], &options)
+        };
+        assert!(open(true).is_ok());
+        let Err(OpenFailure::Graph(reason)) = open(false) else {
+            panic!("opened on the CPU")
+        };
+        let told = Provider::Cuda.explain(&reason);
+        assert!(told.contains("runtime.allow_cpu_operators"), "{told}");
     }
 }
