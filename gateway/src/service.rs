@@ -85,11 +85,11 @@ impl Gateway {
             Arc::clone(&results),
             bells,
             &config,
-            shutdown,
+            shutdown.clone(),
         );
 
         let limit = config.limits.control_message_bytes;
-        let generation = GenerationService::new(jobs, config.watch.outbox);
+        let generation = GenerationService::new(jobs, &config, shutdown);
         let admin = AdminService::new(queue.clone(), models.clone());
         let readiness = Readiness::new();
         let grpc = grpc::Server::new(&config.grpc, Authentication::None, readiness.clone())

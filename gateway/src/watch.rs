@@ -1,6 +1,8 @@
 //! Watching a job to its end: level-triggered. The record is read again whenever the doorbell rings, and every few seconds
 //! without it; what is told is the difference to what was told before, so a lost ring delays news but never loses it.
 
+mod ends;
+
 use std::time::Duration;
 
 use futures::Stream;
@@ -15,6 +17,8 @@ use crate::{
     jobs::{JobId, Record},
     queue::Queue,
 };
+
+pub use self::ends::Ends;
 
 /// News of a job.
 #[derive(Clone, Debug, PartialEq)]

@@ -6,27 +6,39 @@ use futures::{Stream, StreamExt as _};
 use muse_proto::v1::{
     CancelJobRequest, CancelJobResponse, GenerateRequest, GenerateResponse, GetImageRequest,
     GetImageResponse, GetJobRequest, GetJobResponse, ListJobsRequest, ListJobsResponse, SubmitJobRequest,
-    SubmitJobResponse, WatchJobRequest, WatchJobResponse, generate_response, generation_server::Generation,
-    watch_job_response,
+    SubmitJobResponse, SubmitJobsRequest, SubmitJobsResponse, WatchJobRequest, WatchJobResponse,
+    generate_response, generation_server::Generation, watch_job_response,
 };
-use muse_service::{Tenant, identity::tenant, telemetry::trace_context};
+use muse_service::{Shutdown, Tenant, identity::tenant, telemetry::trace_context};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use crate::{Error, jobs::Jobs, watch::News};
+use super::submit_jobs::{Submissions, SubmitStream};
+use crate::{Config, Error, jobs::Jobs, watch::News};
 
 /// See the module.
 #[derive(Clone)]
 pub struct GenerationService {
     jobs: Jobs,
     outbox: usize,
+    submissions: Submissions,
 }
 
 impl GenerationService {
-    /// Over `jobs`; at most `outbox` events of a stream wait to be sent.
-    pub fn new(jobs: Jobs, outbox: usize) -> Self {
-        Self { jobs, outbox }
+    /// Over `jobs`, within the limits of `config`.
+    pub fn new(jobs: Jobs, config: &Config, shutdown: Shutdown) -> Self {
+        let submissions = Submissions {
+            jobs: jobs.clone(),
+            config: config.submit.clone(),
+            item_bytes: config.limits.control_message_bytes,
+            shutdown,
+        };
+        Self {
+            jobs,
+            outbox: config.watch.outbox,
+            submissions,
+        }
     }
 
     async fn generate(
@@ -85,6 +97,7 @@ type EventStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[tonic::async_trait]
 impl Generation for GenerationService {
     type GenerateStream = EventStream<GenerateResponse>;
+    type SubmitJobsStream = EventStream<SubmitJobsResponse>;
     type WatchJobStream = EventStream<WatchJobResponse>;
 
     async fn generate(
@@ -118,6 +131,19 @@ impl Generation for GenerationService {
             .await?;
         let (job, already_existed) = (Some(submitted.job), submitted.already_existed);
         Ok(Response::new(SubmitJobResponse { job, already_existed }))
+    }
+
+    async fn submit_jobs(
+        &self,
+        request: Request<Streaming<SubmitJobsRequest>>,
+    ) -> Result<Response<Self::SubmitJobsStream>, Status> {
+        let tenant = tenant(&request)?;
+        // The client's own trace, if it wants one for all; this call's span would tie every job of the stream together.
+        let traceparent = trace_context::from_metadata(request.metadata());
+        let (sender, receiver) = mpsc::channel(self.submissions.config.outbox);
+        let stream = SubmitStream::new(self.submissions.clone(), tenant, traceparent, sender);
+        tokio::spawn(stream.serve(request.into_inner()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<GetJobResponse>, Status> {

@@ -4,5 +4,6 @@
 mod admin;
 mod generation;
 mod models;
+mod submit_jobs;
 
 pub use self::{admin::AdminService, generation::GenerationService, models::ModelsService};

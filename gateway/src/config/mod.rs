@@ -1,6 +1,9 @@
 //! What an operator can set. Every limit of the gateway is a number here.
 
-use std::{net::SocketAddr, path::PathBuf};
+mod check;
+mod defaults;
+
+use std::path::PathBuf;
 
 use muse_service::config::{ConfigError, Drain, GrpcServer, Ops, ServiceConfig, Telemetry};
 use serde::{Deserialize, Serialize};
@@ -31,6 +34,8 @@ pub struct Config {
     pub models: Models,
     /// Watched jobs.
     pub watch: Watch,
+    /// Streams of submissions.
+    pub submit: Submit,
 }
 
 /// The connection to Redis.
@@ -213,29 +218,21 @@ pub struct Watch {
     pub outbox: usize,
 }
 
-// === impl Config ===
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            grpc: GrpcServer::on_port(DEFAULT_PORT),
-            ops: Ops {
-                listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT + 1)),
-            },
-            telemetry: Telemetry::default(),
-            drain: Drain::default(),
-            redis: Redis::default(),
-            queue: Queue::default(),
-            limits: Limits::default(),
-            hub: Hub::default(),
-            results: Results::default(),
-            models: Models::default(),
-            watch: Watch::default(),
-        }
-    }
+/// Streams of submissions, SubmitJobs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Submit {
+    /// Items of one stream in progress: being accepted, or followed to their job's end. More stay unread.
+    pub in_flight: u32,
+    /// Of those, items being accepted at once: so many scripts in flight share one fsync of the server's.
+    pub accepting: usize,
+    /// Of those, jobs whose pictures are being sent at once.
+    pub delivering: usize,
+    /// Answers of one stream that may wait to be sent, each with a picture at most.
+    pub outbox: usize,
 }
 
-const DEFAULT_PORT: u16 = 7700;
+// === impl Config ===
 
 impl ServiceConfig for Config {
     fn telemetry(&self) -> &Telemetry {
@@ -247,208 +244,6 @@ impl ServiceConfig for Config {
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        let at_least_one = [
-            ("redis.connect_timeout_ms", self.redis.connect_timeout_ms),
-            ("redis.response_timeout_ms", self.redis.response_timeout_ms),
-            ("redis.reconnect_delay_ms", self.redis.reconnect_delay_ms),
-            ("redis.ping_ms", self.redis.ping_ms),
-            ("queue.shards", u64::from(self.queue.shards)),
-            ("queue.attempts", u64::from(self.queue.attempts)),
-            ("queue.crashes", u64::from(self.queue.crashes)),
-            ("queue.reap_ms", self.queue.reap_ms),
-            ("queue.housekeeping_ms", self.queue.housekeeping_ms),
-            ("limits.count", u64::from(self.limits.count)),
-            ("limits.steps", u64::from(self.limits.steps)),
-            ("limits.page_size", u64::from(self.limits.page_size)),
-            ("limits.page_scan", u64::from(self.limits.page_scan)),
-            (
-                "limits.control_message_bytes",
-                self.limits.control_message_bytes as u64,
-            ),
-            ("hub.heartbeat_ms", self.hub.heartbeat_ms),
-            ("hub.hello_timeout_ms", self.hub.hello_timeout_ms),
-            ("hub.poll_ms", self.hub.poll_ms),
-            ("hub.reports_in_flight", self.hub.reports_in_flight as u64),
-            ("hub.outbox", self.hub.outbox as u64),
-            ("hub.message_bytes", self.hub.message_bytes as u64),
-            ("watch.reread_ms", self.watch.reread_ms),
-            ("watch.outbox", self.watch.outbox as u64),
-        ];
-        for (key, value) in at_least_one {
-            if value == 0 {
-                return Err(ConfigError::invalid(key, "must be at least 1, not 0"));
-            }
-        }
-        let batches = [
-            ("queue.reap_batch", self.queue.reap_batch),
-            ("hub.claim_batch", self.hub.claim_batch),
-        ];
-        for (key, value) in batches {
-            if !(1..=100).contains(&value) {
-                return Err(ConfigError::invalid(
-                    key,
-                    format!("must be between 1 and 100, not {value}"),
-                ));
-            }
-        }
-        if self.hub.heartbeat_ms.saturating_mul(2) > self.queue.lease_ms {
-            return Err(ConfigError::invalid(
-                "hub.heartbeat_ms",
-                format!(
-                    "must be at most half of queue.lease_ms ({}), or a single late heartbeat loses the lease; it is {}",
-                    self.queue.lease_ms, self.hub.heartbeat_ms
-                ),
-            ));
-        }
-        if self.hub.worker_expiry_ms < self.hub.heartbeat_ms.saturating_mul(2) {
-            return Err(ConfigError::invalid(
-                "hub.worker_expiry_ms",
-                "must be at least twice hub.heartbeat_ms",
-            ));
-        }
-        if !(0.0..=1.0).contains(&self.redis.memory_share) {
-            return Err(ConfigError::invalid(
-                "redis.memory_share",
-                format!("must be between 0 and 1, not {}", self.redis.memory_share),
-            ));
-        }
-        let prefix = &self.redis.prefix;
-        if prefix.is_empty()
-            || !prefix
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-        {
-            return Err(ConfigError::invalid(
-                "redis.prefix",
-                "must be letters, digits, '.', '_' or '-'",
-            ));
-        }
-        Ok(())
-    }
-}
-
-impl Default for Redis {
-    fn default() -> Self {
-        Self {
-            url: "redis://127.0.0.1:6379".to_owned(),
-            password_file: None,
-            prefix: "muse".to_owned(),
-            connect_timeout_ms: 2_000,
-            response_timeout_ms: 2_000,
-            retry_ms: 2_000,
-            reconnect_delay_ms: 100,
-            ping_ms: 1_000,
-            startup_timeout_ms: 15_000,
-            memory_share: 0.7,
-        }
-    }
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self {
-            durability: Durability::Always,
-            shards: 1,
-            lease_ms: 10_000,
-            attempts: 4,
-            crashes: 3,
-            backoff_base_ms: 1_000,
-            backoff_cap_ms: 60_000,
-            priority_boost_ms: 60_000,
-            max_waiting: 1_000_000,
-            reap_ms: 500,
-            reap_batch: 100,
-            keep_done_seconds: 24 * 3600,
-            keep_dead_seconds: 7 * 24 * 3600,
-            housekeeping_ms: 2_000,
-        }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            prompt_characters: 2_000,
-            negative_prompt_characters: 2_000,
-            count: 16,
-            steps: 256,
-            guidance: 50.0,
-            temperature: 10.0,
-            choice_temperature: 100.0,
-            top_k: 65_536,
-            labels: 16,
-            label_name_characters: 64,
-            label_characters: 256,
-            idempotency_key_characters: 128,
-            min_timeout_ms: 1_000,
-            max_timeout_seconds: 24 * 3600,
-            default_timeout_seconds: 3600,
-            page_size: 200,
-            default_page_size: 50,
-            page_scan: 2_000,
-            control_message_bytes: 64 * 1024,
-        }
-    }
-}
-
-impl Default for Hub {
-    fn default() -> Self {
-        Self {
-            heartbeat_ms: 1_000,
-            worker_expiry_ms: 5_000,
-            hello_timeout_ms: 10_000,
-            poll_ms: 1_000,
-            claim_batch: 16,
-            reports_in_flight: 64,
-            outbox: 64,
-            send_timeout_ms: 10_000,
-            report_retry_ms: 250,
-            drain_reports_ms: 3_000,
-            message_bytes: 64 * 1024 * 1024,
-        }
-    }
-}
-
-impl Default for Results {
-    fn default() -> Self {
-        Self { grace_seconds: 3600 }
-    }
-}
-
-impl Default for Models {
-    fn default() -> Self {
-        Self {
-            default: None,
-            refresh_ms: 1_000,
-            retry_ms: 2_000,
-        }
-    }
-}
-
-impl Default for Watch {
-    fn default() -> Self {
-        Self {
-            reread_ms: 5_000,
-            outage_ms: 30_000,
-            outbox: 16,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_defaults_hold_together() {
-        Config::default().validate().unwrap();
-    }
-
-    #[test]
-    fn a_heartbeat_too_slow_for_the_lease_is_refused_by_name() {
-        let mut config = Config::default();
-        config.hub.heartbeat_ms = config.queue.lease_ms;
-        let refused = config.validate().unwrap_err().to_string();
-        assert!(refused.contains("hub.heartbeat_ms"), "{refused}");
+        check::all(self)
     }
 }

@@ -1,0 +1,109 @@
+//! Whether the numbers hold together; each refusal names its key.
+
+use muse_service::config::ConfigError;
+
+use super::Config;
+
+pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
+    let at_least_one = [
+        ("redis.connect_timeout_ms", config.redis.connect_timeout_ms),
+        ("redis.response_timeout_ms", config.redis.response_timeout_ms),
+        ("redis.reconnect_delay_ms", config.redis.reconnect_delay_ms),
+        ("redis.ping_ms", config.redis.ping_ms),
+        ("queue.shards", u64::from(config.queue.shards)),
+        ("queue.attempts", u64::from(config.queue.attempts)),
+        ("queue.crashes", u64::from(config.queue.crashes)),
+        ("queue.reap_ms", config.queue.reap_ms),
+        ("queue.housekeeping_ms", config.queue.housekeeping_ms),
+        ("limits.count", u64::from(config.limits.count)),
+        ("limits.steps", u64::from(config.limits.steps)),
+        ("limits.page_size", u64::from(config.limits.page_size)),
+        ("limits.page_scan", u64::from(config.limits.page_scan)),
+        (
+            "limits.control_message_bytes",
+            config.limits.control_message_bytes as u64,
+        ),
+        ("hub.heartbeat_ms", config.hub.heartbeat_ms),
+        ("hub.hello_timeout_ms", config.hub.hello_timeout_ms),
+        ("hub.poll_ms", config.hub.poll_ms),
+        ("hub.reports_in_flight", config.hub.reports_in_flight as u64),
+        ("hub.outbox", config.hub.outbox as u64),
+        ("hub.message_bytes", config.hub.message_bytes as u64),
+        ("watch.reread_ms", config.watch.reread_ms),
+        ("watch.outbox", config.watch.outbox as u64),
+        ("submit.in_flight", u64::from(config.submit.in_flight)),
+        ("submit.accepting", config.submit.accepting as u64),
+        ("submit.delivering", config.submit.delivering as u64),
+        ("submit.outbox", config.submit.outbox as u64),
+    ];
+    for (key, value) in at_least_one {
+        if value == 0 {
+            return Err(ConfigError::invalid(key, "must be at least 1, not 0"));
+        }
+    }
+    let batches = [
+        ("queue.reap_batch", config.queue.reap_batch),
+        ("hub.claim_batch", config.hub.claim_batch),
+    ];
+    for (key, value) in batches {
+        if !(1..=100).contains(&value) {
+            return Err(ConfigError::invalid(
+                key,
+                format!("must be between 1 and 100, not {value}"),
+            ));
+        }
+    }
+    if config.hub.heartbeat_ms.saturating_mul(2) > config.queue.lease_ms {
+        return Err(ConfigError::invalid(
+            "hub.heartbeat_ms",
+            format!(
+                "must be at most half of queue.lease_ms ({}), or a single late heartbeat loses the lease; it is {}",
+                config.queue.lease_ms, config.hub.heartbeat_ms
+            ),
+        ));
+    }
+    if config.hub.worker_expiry_ms < config.hub.heartbeat_ms.saturating_mul(2) {
+        return Err(ConfigError::invalid(
+            "hub.worker_expiry_ms",
+            "must be at least twice hub.heartbeat_ms",
+        ));
+    }
+    if !(0.0..=1.0).contains(&config.redis.memory_share) {
+        return Err(ConfigError::invalid(
+            "redis.memory_share",
+            format!("must be between 0 and 1, not {}", config.redis.memory_share),
+        ));
+    }
+    let prefix = &config.redis.prefix;
+    if prefix.is_empty()
+        || !prefix
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    {
+        return Err(ConfigError::invalid(
+            "redis.prefix",
+            "must be letters, digits, '.', '_' or '-'",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use muse_service::config::ServiceConfig as _;
+
+    use super::*;
+
+    #[test]
+    fn the_defaults_hold_together() {
+        Config::default().validate().unwrap();
+    }
+
+    #[test]
+    fn a_heartbeat_too_slow_for_the_lease_is_refused_by_name() {
+        let mut config = Config::default();
+        config.hub.heartbeat_ms = config.queue.lease_ms;
+        let refused = config.validate().unwrap_err().to_string();
+        assert!(refused.contains("hub.heartbeat_ms"), "{refused}");
+    }
+}
