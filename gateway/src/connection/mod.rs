@@ -3,12 +3,14 @@
 
 mod bells;
 mod checks;
+mod dial;
 mod supervisor;
 
 pub use self::{
     bells::{Bells, JobBell, Revocation, Revocations},
     checks::{Facts, Unfit, check},
-    supervisor::{Redis, StartupError},
+    dial::StartupError,
+    supervisor::Redis,
 };
 
 /// Why a call to Redis failed.

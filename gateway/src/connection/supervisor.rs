@@ -21,34 +21,11 @@ use redis::{
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{
-    RedisError,
-    checks::{Facts, SETTINGS, Unfit, check, parse_info},
+    RedisError, StartupError,
+    checks::parse_info,
+    dial::{self, DialError},
 };
 use crate::config::{self, Durability};
-
-/// Why the gateway cannot start with this Redis.
-#[derive(Debug, thiserror::Error)]
-pub enum StartupError {
-    /// `redis.url` or `redis.password_file` is wrong.
-    #[error("{key}: {reason}")]
-    Configuration {
-        /// The key at fault.
-        key: &'static str,
-        /// What is wrong and what to do.
-        reason: String,
-    },
-    /// Nothing answered.
-    #[error("no Redis answers at {url}: {reason}; start one, or set redis.url")]
-    Unreachable {
-        /// `redis.url`.
-        url: String,
-        /// The last failure.
-        reason: String,
-    },
-    /// It answers, but must not be used.
-    #[error(transparent)]
-    Unfit(#[from] Unfit),
-}
 
 /// The commands' connection; cloning is cheap.
 #[derive(Clone)]
@@ -74,11 +51,6 @@ enum Link {
     },
 }
 
-enum ConnectError {
-    Io(String),
-    Unfit(Unfit),
-}
-
 // === impl Redis ===
 
 impl Redis {
@@ -88,7 +60,7 @@ impl Redis {
     /// # Errors
     /// [`StartupError`] says in one line what to do.
     pub async fn connect(config: &config::Redis, durability: Durability) -> Result<Self, StartupError> {
-        let client = client(config)?;
+        let client = dial::client(config)?;
         let (link, _) = watch::channel(Link::Down {
             reason: "not connected yet".to_owned(),
         });
@@ -110,14 +82,14 @@ impl Redis {
                     });
                     break;
                 }
-                Err(ConnectError::Unfit(unfit)) => return Err(unfit.into()),
-                Err(ConnectError::Io(reason)) if Instant::now() >= limit => {
+                Err(DialError::Unfit(unfit)) => return Err(unfit.into()),
+                Err(DialError::Io(reason)) if Instant::now() >= limit => {
                     return Err(StartupError::Unreachable {
                         url: config.url.clone(),
                         reason,
                     });
                 }
-                Err(ConnectError::Io(_)) => {
+                Err(DialError::Io(_)) => {
                     tokio::time::sleep(Duration::from_millis(config.reconnect_delay_ms)).await;
                 }
             }
@@ -226,12 +198,12 @@ impl Redis {
                                 connection,
                             });
                         }
-                        Err(ConnectError::Io(reason)) => {
+                        Err(DialError::Io(reason)) => {
                             inner.down(&reason);
                             drop(inner);
                             tokio::time::sleep(delay).await;
                         }
-                        Err(ConnectError::Unfit(unfit)) => {
+                        Err(DialError::Unfit(unfit)) => {
                             tracing::error!(%unfit, "Redis answers but cannot be used");
                             inner.down(&unfit.to_string());
                             drop(inner);
@@ -285,39 +257,8 @@ impl Inner {
         });
     }
 
-    async fn establish(&self) -> Result<MultiplexedConnection, ConnectError> {
-        let limit = Duration::from_millis(self.config.connect_timeout_ms);
-        let options = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(limit))
-            .set_response_timeout(Some(Duration::from_millis(self.config.response_timeout_ms)));
-        let attempt = async {
-            let mut connection = self
-                .client
-                .get_multiplexed_async_connection_with_config(&options)
-                .await
-                .map_err(|error| ConnectError::Io(error.to_string()))?;
-            let facts = facts(&mut connection)
-                .await
-                .map_err(|error| ConnectError::Io(error.to_string()))?;
-            check(&facts, self.durability).map_err(ConnectError::Unfit)?;
-            let truncated = facts
-                .settings
-                .as_ref()
-                .and_then(|settings| settings.get("aof-load-truncated"));
-            if self.durability == Durability::Always && truncated.is_some_and(|value| value == "yes") {
-                tracing::warn!(
-                    "Redis would drop a cut end of its log in silence: set `aof-load-truncated no`"
-                );
-            }
-            Ok(connection)
-        };
-        match tokio::time::timeout(limit, attempt).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(ConnectError::Io(format!(
-                "no answer within {} ms",
-                limit.as_millis()
-            ))),
-        }
+    async fn establish(&self) -> Result<MultiplexedConnection, DialError> {
+        dial::connect(&self.client, &self.config, self.durability).await
     }
 
     async fn ping(&self, generation: u64, mut connection: MultiplexedConnection) {
@@ -367,51 +308,4 @@ fn classify(error: &redis::RedisError) -> Verdict {
         _ if error.is_unrecoverable_error() => Verdict::Broken,
         _ => Verdict::Refused,
     }
-}
-
-async fn facts(connection: &mut MultiplexedConnection) -> RedisResult<Facts> {
-    let text: String = redis::cmd("INFO").query_async(connection).await?;
-    let info = parse_info(&text);
-    let get = |name: &str| {
-        info.get(name)
-            .map(|value| (*value).to_owned())
-            .unwrap_or_default()
-    };
-    let mut command = redis::cmd("CONFIG");
-    command.arg("GET").arg(&SETTINGS);
-    let settings = match command.query_async(connection).await {
-        Ok(settings) => Some(settings),
-        Err(error) if error.is_io_error() || error.is_timeout() => return Err(error),
-        Err(_) => None,
-    };
-    Ok(Facts {
-        version: get("redis_version"),
-        role: get("role"),
-        settings,
-    })
-}
-
-fn client(config: &config::Redis) -> Result<Client, StartupError> {
-    let invalid = |key, reason: String| StartupError::Configuration { key, reason };
-    let info = redis::IntoConnectionInfo::into_connection_info(config.url.as_str()).map_err(|error| {
-        invalid(
-            "redis.url",
-            format!("{error}; use redis://host:port, rediss:// or unix:///path"),
-        )
-    })?;
-    if info.redis_settings().password().is_some() {
-        let reason = "must not hold a password: put it into a file and set redis.password_file".to_owned();
-        return Err(invalid("redis.url", reason));
-    }
-    let Some(path) = &config.password_file else {
-        return Client::open(info).map_err(|error| invalid("redis.url", error.to_string()));
-    };
-    let password = std::fs::read_to_string(path).map_err(|error| {
-        invalid(
-            "redis.password_file",
-            format!("cannot read {}: {error}", path.display()),
-        )
-    })?;
-    let settings = info.redis_settings().clone().set_password(password.trim());
-    Client::open(info.set_redis_settings(settings)).map_err(|error| invalid("redis.url", error.to_string()))
 }

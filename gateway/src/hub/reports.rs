@@ -6,8 +6,8 @@ use std::{future::Future, time::Duration};
 use bytes::Bytes;
 use muse_proto::{
     internal::v1::{
-        Ack, AckOutcome, Complete, Fail, LeaseReport, Picture, Pictures, Release, Revoke, RevokeReason,
-        attach_response::Message, complete,
+        Ack, AckOutcome, Checkpoint, Complete, Fail, LeaseReport, Picture, Pictures, Release, Revoke,
+        RevokeReason, attach_response::Message, complete,
     },
     v1::{ImageInfo, JobErrorReason, StageTiming},
 };
@@ -19,54 +19,88 @@ use tracing::Instrument as _;
 use super::{Shared, check, session::Attached};
 use crate::{
     connection::RedisError,
-    jobs::{JobId, Nonce, std_duration},
+    jobs::{JobId, Nonce},
     queue::{Beat, Beaten, Completed, Reported, StageResult},
 };
 
 /// Characters of an error's message that are kept.
 const MESSAGE_CHARACTERS: usize = 500;
 
-/// A stage is done.
-pub(super) async fn complete(shared: &Shared, attached: &Attached, report: Complete) -> Ack {
-    let ack = |outcome| Ack {
-        job_id: report.job_id.clone(),
-        nonce: report.nonce.clone(),
-        outcome: outcome as i32,
+/// What a worker says of one of its leases, wanting an answer.
+pub(super) enum Report {
+    /// A stage is done.
+    Complete(Complete),
+    /// An attempt failed.
+    Fail(Fail),
+    /// A job is given back.
+    Release(Release),
+}
+
+impl Report {
+    fn lease(&self) -> (&str, &[u8]) {
+        match self {
+            Self::Complete(report) => (&report.job_id, &report.nonce),
+            Self::Fail(report) => (&report.job_id, &report.nonce),
+            Self::Release(report) => (&report.job_id, &report.nonce),
+        }
+    }
+}
+
+/// Stores a report and gives its answer.
+pub(super) async fn answer(shared: &Shared, attached: &Attached, report: Report) -> Ack {
+    let (job_id, nonce) = report.lease();
+    let mut ack = Ack {
+        job_id: job_id.to_owned(),
+        nonce: nonce.to_vec(),
+        outcome: AckOutcome::Refused as i32,
     };
-    let Some((id, nonce)) = lease(&report.job_id, &report.nonce) else {
-        return ack(AckOutcome::Refused);
+    let Some((id, nonce)) = lease(job_id, nonce) else {
+        return ack;
     };
-    let refuse = |reason: &str| {
-        tracing::error!(job = %id, worker = attached.worker.id, reason, "a worker's result is refused");
-        ack(AckOutcome::Refused)
+    let stored = match report {
+        Report::Complete(report) => complete(shared, attached, id, nonce, report).await,
+        Report::Fail(report) => fail(shared, attached, id, nonce, report).await,
+        Report::Release(report) => release(shared, id, nonce, report).await,
     };
+    match stored {
+        Ok(reported) => ack.outcome = outcome(reported) as i32,
+        Err(reason) => {
+            tracing::error!(job = %id, worker = attached.worker.id, reason, "a worker's report is refused");
+        }
+    }
+    ack
+}
+
+/// A stage is done. `Err`: why the result is refused.
+async fn complete(
+    shared: &Shared,
+    attached: &Attached,
+    id: JobId,
+    nonce: Nonce,
+    report: Complete,
+) -> Result<Reported, String> {
     if report.stage() != attached.stage {
-        return refuse("it is for another stage than the worker's");
+        return Err("it is for another stage than the worker's".to_owned());
     }
     let timing = StageTiming {
         stage: report.stage,
         worker_id: attached.worker.id.clone(),
-        ..report.timing.clone().unwrap_or_default()
+        ..report.timing.unwrap_or_default()
+    };
+    let (result, rows, pictures) = match report.result {
+        None => return Err("it has no result".to_owned()),
+        Some(complete::Result::Tokens(tensor)) => {
+            let count = check::tokens(&tensor, &attached.served, shared.max_count)?;
+            (StageResult::Tokens(tensor.encode_to_vec()), count, Vec::new())
+        }
+        Some(complete::Result::Pictures(pictures)) => {
+            let (infos, data) = check::pictures(pictures, shared.max_count)?;
+            // At most max_count.
+            let count = data.len() as u32;
+            (StageResult::Pictures(encode_infos(infos)), count, data)
+        }
     };
     let encoded_timing = timing.encode_to_vec();
-    let (result, rows, pictures) = match report.result.clone() {
-        None => return refuse("it has no result"),
-        Some(complete::Result::Tokens(tensor)) => {
-            match check::tokens(&tensor, &attached.served, shared.max_count) {
-                Ok(count) => (StageResult::Tokens(tensor.encode_to_vec()), count, Vec::new()),
-                Err(reason) => return refuse(&reason),
-            }
-        }
-        Some(complete::Result::Pictures(pictures)) => match check::pictures(pictures, shared.max_count) {
-            // At most max_count.
-            Ok((infos, data)) => (
-                StageResult::Pictures(encode_infos(infos)),
-                data.len() as u32,
-                data,
-            ),
-            Err(reason) => return refuse(&reason),
-        },
-    };
     let span =
         tracing::info_span!("complete", job = %id, stage = attached.stage_name, worker = attached.worker.id);
     if let Ok(Some(traceparent)) = shared.queue.traceparent(id).await {
@@ -81,30 +115,28 @@ pub(super) async fn complete(shared: &Shared, attached: &Attached, report: Compl
             .complete(id, nonce, attached.stage_name, &result, rows, &encoded_timing)
             .await
     };
-    let completed = match until_stored(shared, store).instrument(span).await {
-        Ok(completed) => completed,
-        Err(reason) => return refuse(&reason),
-    };
-    if completed.outcome == Reported::Refused {
-        return refuse("it does not fit the job: its count of rows, or tokens where pictures belong");
+    let completed = until_stored(shared, store).instrument(span).await?;
+    match completed.outcome {
+        Reported::Refused => {
+            return Err(
+                "it does not fit the job: its count of rows, or tokens where pictures belong".to_owned(),
+            );
+        }
+        Reported::Accepted if completed.job_ended => measure(attached, &completed),
+        Reported::Accepted | Reported::Duplicate | Reported::Stale => {}
     }
-    if completed.outcome == Reported::Accepted {
-        measure(attached, &timing, &completed);
-    }
-    ack(outcome(completed.outcome))
+    Ok(completed.outcome)
 }
 
 /// An attempt failed.
-pub(super) async fn fail(shared: &Shared, attached: &Attached, report: Fail) -> Ack {
-    let ack = |outcome| Ack {
-        job_id: report.job_id.clone(),
-        nonce: report.nonce.clone(),
-        outcome: outcome as i32,
-    };
-    let Some((id, nonce)) = lease(&report.job_id, &report.nonce) else {
-        return ack(AckOutcome::Refused);
-    };
-    let error = report.error.clone().unwrap_or_default();
+async fn fail(
+    shared: &Shared,
+    attached: &Attached,
+    id: JobId,
+    nonce: Nonce,
+    report: Fail,
+) -> Result<Reported, String> {
+    let error = report.error.unwrap_or_default();
     let reason = match error.reason() {
         JobErrorReason::Unspecified => JobErrorReason::Internal,
         reason => reason,
@@ -117,31 +149,13 @@ pub(super) async fn fail(shared: &Shared, attached: &Attached, report: Fail) -> 
     let (stage, reason_name) = (attached.stage_name, reason.as_str_name());
     metrics::counter!("muse_failed_attempts_total", "stage" => stage, "reason" => reason_name).increment(1);
     let store = || shared.queue.fail(id, nonce, (reason, &message), report.retriable);
-    match until_stored(shared, store).await {
-        Ok(reported) => ack(outcome(reported)),
-        Err(_) => ack(AckOutcome::Refused),
-    }
+    until_stored(shared, store).await
 }
 
 /// A job is given back.
-pub(super) async fn release(shared: &Shared, report: Release) -> Ack {
-    let ack = |outcome| Ack {
-        job_id: report.job_id.clone(),
-        nonce: report.nonce.clone(),
-        outcome: outcome as i32,
-    };
-    let Some((id, nonce)) = lease(&report.job_id, &report.nonce) else {
-        return ack(AckOutcome::Refused);
-    };
-    let checkpoint = report
-        .checkpoint
-        .as_ref()
-        .map(prost::Message::encode_to_vec)
-        .unwrap_or_default();
-    match until_stored(shared, || shared.queue.release(id, nonce, &checkpoint)).await {
-        Ok(reported) => ack(outcome(reported)),
-        Err(_) => ack(AckOutcome::Refused),
-    }
+async fn release(shared: &Shared, id: JobId, nonce: Nonce, report: Release) -> Result<Reported, String> {
+    let checkpoint = encoded(report.checkpoint.as_ref());
+    until_stored(shared, || shared.queue.release(id, nonce, &checkpoint)).await
 }
 
 /// Leases still held. Those that are not the worker's any more are revoked. Without Redis nothing is said: nothing expires
@@ -159,11 +173,7 @@ pub(super) async fn beat(
             continue;
         };
         let progress = report.progress.unwrap_or_default();
-        let checkpoint = report
-            .checkpoint
-            .as_ref()
-            .map(prost::Message::encode_to_vec)
-            .unwrap_or_default();
+        let checkpoint = encoded(report.checkpoint.as_ref());
         beats.push((
             report,
             Beat {
@@ -214,6 +224,10 @@ where
     }
 }
 
+fn encoded(checkpoint: Option<&Checkpoint>) -> Vec<u8> {
+    checkpoint.map(prost::Message::encode_to_vec).unwrap_or_default()
+}
+
 fn lease(job_id: &str, nonce: &[u8]) -> Option<(JobId, Nonce)> {
     let lease = JobId::parse(job_id).ok().zip(Nonce::from_bytes(nonce));
     if lease.is_none() {
@@ -251,21 +265,9 @@ fn encode_infos(infos: Vec<ImageInfo>) -> Vec<u8> {
     Pictures { pictures }.encode_to_vec()
 }
 
-fn measure(attached: &Attached, timing: &StageTiming, completed: &Completed) {
-    let stage = attached.stage_name;
-    for (phase, took) in [
-        ("embed", timing.embed),
-        ("decode", timing.decode),
-        ("pixels", timing.pixels),
-    ] {
-        if let Some(took) = took.as_ref().and_then(std_duration) {
-            metrics::histogram!("muse_job_seconds", "stage" => stage, "phase" => phase)
-                .record(took.as_secs_f64());
-        }
-    }
-    if completed.job_ended {
-        let seconds = completed.age_ms as f64 / 1000.0;
-        metrics::histogram!("muse_job_seconds", "stage" => "all", "phase" => "total").record(seconds);
-        metrics::counter!("muse_jobs_succeeded_total", "model" => attached.model.name.clone()).increment(1);
-    }
+/// The whole job, which only the gateway sees; a worker tells the times of its own stage.
+fn measure(attached: &Attached, completed: &Completed) {
+    let seconds = completed.age_ms as f64 / 1000.0;
+    metrics::histogram!("muse_job_seconds", "stage" => "all", "phase" => "total").record(seconds);
+    metrics::counter!("muse_jobs_succeeded_total", "model" => attached.model.name.clone()).increment(1);
 }

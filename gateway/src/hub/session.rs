@@ -17,7 +17,10 @@ use muse_service::telemetry::trace_context;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tonic::{Status, Streaming};
 
-use super::{Shared, check, lease, reports};
+use super::{
+    Shared, check, lease,
+    reports::{self, Report},
+};
 use crate::{
     Error,
     connection::{RedisError, Revocation},
@@ -219,6 +222,14 @@ impl Session {
     /// What a message is answered with, if anything.
     fn reply(&self, message: AttachRequest) -> Result<Option<BoxFuture<'static, Replies>>, Status> {
         let (shared, attached) = (Arc::clone(&self.shared), Arc::clone(&self.attached));
+        let answer = |report| -> BoxFuture<'static, Replies> {
+            let (shared, attached) = (Arc::clone(&self.shared), Arc::clone(&self.attached));
+            Box::pin(async move {
+                Ok(vec![Message::Ack(
+                    reports::answer(&shared, &attached, report).await,
+                )])
+            })
+        };
         match message.message {
             Some(attach_request::Message::Hello(_)) => {
                 Err(Status::invalid_argument("hello comes once, at first"))
@@ -227,17 +238,9 @@ impl Session {
             Some(attach_request::Message::Heartbeat(beat)) => Ok(Some(Box::pin(async move {
                 heartbeat(&shared, &attached, beat).await
             }))),
-            Some(attach_request::Message::Complete(complete)) => Ok(Some(Box::pin(async move {
-                Ok(vec![Message::Ack(
-                    reports::complete(&shared, &attached, complete).await,
-                )])
-            }))),
-            Some(attach_request::Message::Fail(fail)) => Ok(Some(Box::pin(async move {
-                Ok(vec![Message::Ack(reports::fail(&shared, &attached, fail).await)])
-            }))),
-            Some(attach_request::Message::Release(release)) => Ok(Some(Box::pin(async move {
-                Ok(vec![Message::Ack(reports::release(&shared, release).await)])
-            }))),
+            Some(attach_request::Message::Complete(report)) => Ok(Some(answer(Report::Complete(report)))),
+            Some(attach_request::Message::Fail(report)) => Ok(Some(answer(Report::Fail(report)))),
+            Some(attach_request::Message::Release(report)) => Ok(Some(answer(Report::Release(report)))),
         }
     }
 
@@ -344,7 +347,7 @@ async fn note(shared: &Shared, attached: &Attached, worker: &Worker) -> Result<(
     seen.map_err(|other| {
         Error::OtherBundle(format!(
             "model {} is served from another bundle (digest {}) by {} live workers, this worker has {}: stop those first, \
-             or give this bundle another name or version",
+             or give this bundle another model.name",
             attached.model.name, other.served, other.workers, attached.model.bundle_digest
         ))
     })

@@ -1,8 +1,8 @@
 //! Fills in what a checked request left open.
 
 use muse_proto::v1::{
-    GenerationRequest, GuidanceSchedule, ImageFormat, MaskSchedule, Model, Priority, Sampling, Scheduler,
-    Stage, generation_request::Task,
+    GenerationRequest, GuidanceSchedule, ImageFormat, MaskSchedule, Model, ModelStage, Priority, Sampling,
+    Scheduler, Stage, generation_request::Task,
 };
 
 use crate::{
@@ -22,10 +22,9 @@ pub fn resolve(
     request.seed = Some(request.seed.unwrap_or(seed));
     let given = (request.base.take(), request.superres.take());
     for served in &model.stages {
-        let defaults = served.defaults.unwrap_or_default();
         match served.stage() {
-            Stage::Base => request.base = Some(merge(given.0.unwrap_or_default(), &defaults)),
-            Stage::Superres => request.superres = Some(merge(given.1.unwrap_or_default(), &defaults)),
+            Stage::Base => request.base = Some(merge(given.0.unwrap_or_default(), served)),
+            Stage::Superres => request.superres = Some(merge(given.1.unwrap_or_default(), served)),
             Stage::Unspecified => {}
         }
     }
@@ -62,7 +61,8 @@ pub fn timeout_of(request: &GenerationRequest) -> u64 {
     })
 }
 
-fn merge(given: Sampling, defaults: &Sampling) -> Sampling {
+fn merge(given: Sampling, served: &ModelStage) -> Sampling {
+    let defaults = served.defaults.unwrap_or_default();
     let or = |given: i32, default: i32| if given == 0 { default } else { given };
     let mut merged = Sampling {
         steps: given.steps.or(defaults.steps),
@@ -78,6 +78,9 @@ fn merge(given: Sampling, defaults: &Sampling) -> Sampling {
     debug_assert_ne!(merged.guidance_schedule(), GuidanceSchedule::Unspecified);
     debug_assert_ne!(merged.mask_schedule(), MaskSchedule::Unspecified);
     debug_assert_ne!(merged.scheduler(), Scheduler::Unspecified);
-    merged.steps = merged.steps.map(|steps| steps.max(1));
+    // Each step reveals at least one position, so more steps than positions cannot be run. Said here, so that the job and
+    // its progress tell the true number from the start.
+    let positions = served.grid_rows.saturating_mul(served.grid_columns).max(1);
+    merged.steps = merged.steps.map(|steps| steps.clamp(1, positions));
     merged
 }

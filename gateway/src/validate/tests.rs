@@ -19,6 +19,8 @@ fn defaults() -> Sampling {
 fn model(stages: &[Stage]) -> Model {
     let stages = stages.iter().map(|stage| ModelStage {
         stage: *stage as i32,
+        grid_rows: 20,
+        grid_columns: if *stage == Stage::Base { 16 } else { 64 },
         defaults: Some(defaults()),
         ..ModelStage::default()
     });
@@ -294,6 +296,31 @@ fn a_resolved_request_leaves_nothing_open() {
     assert_eq!((count_of(&resolved), timeout_of(&resolved)), (1, 3_600_000));
     let base_only = resolve(good(), &model(&[Stage::Base]), &Limits::default(), 7);
     assert_eq!(base_only.superres, None);
+}
+
+#[test]
+fn steps_above_the_stages_grid_are_lowered_to_its_positions() {
+    let mut model = model(&[Stage::Base, Stage::Superres]);
+    for served in &mut model.stages {
+        (served.grid_rows, served.grid_columns) = (2, if served.stage() == Stage::Base { 3 } else { 100 });
+    }
+    let asked = Some(Sampling {
+        steps: Some(100),
+        ..Sampling::default()
+    });
+    let given = GenerationRequest {
+        base: asked,
+        superres: asked,
+        ..good()
+    };
+    let resolved = resolve(given, &model, &Limits::default(), 7);
+    let steps = |sampling: Option<Sampling>| sampling.and_then(|sampling| sampling.steps);
+    assert_eq!(
+        (steps(resolved.base), steps(resolved.superres)),
+        (Some(6), Some(100))
+    );
+    let silent = resolve(good(), &model, &Limits::default(), 7);
+    assert_eq!(steps(silent.base), Some(6), "a manifest's default too");
 }
 
 proptest! {

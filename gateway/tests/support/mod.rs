@@ -4,6 +4,7 @@
 
 pub mod cluster;
 pub mod redis_server;
+pub mod scene;
 pub mod worker;
 
 use std::{future::Future, time::Duration};

@@ -1,0 +1,270 @@
+//! What clients ask for and get.
+
+use std::time::Duration;
+
+use muse_proto::{
+    internal::v1::AckOutcome,
+    v1::{
+        GenerateRequest, GenerateResponse, GenerationRequest, GetImageRequest, GetJobRequest, JobState,
+        ListJobsRequest, Stage, SubmitJobRequest, generate_response::Event, generation_request::Task,
+    },
+};
+use tonic::{Code, Streaming};
+use tonic_types::StatusExt as _;
+
+use crate::support::{
+    self,
+    cluster::RunningGateway,
+    model,
+    redis_server::RedisServer,
+    request,
+    scene::{BOTH, Scene, cancel, next, submission, submit, until_state},
+    worker::{FakeWorker, picture_bytes, report, tokens},
+};
+
+async fn next_event(stream: &mut Streaming<GenerateResponse>) -> Option<Event> {
+    next(stream).await.and_then(|response| response.event)
+}
+
+#[tokio::test]
+async fn a_prompt_passes_both_stages_and_its_watcher_sees_all_of_it() {
+    let scene = Scene::of(&BOTH).await;
+    let Scene {
+        gateway,
+        worker: mut base,
+        mut client,
+        ..
+    } = scene;
+    let tiny = model("tiny", &BOTH);
+    let mut superres = FakeWorker::attach(gateway.address, "superres-1", Stage::Superres, &tiny).await;
+    base.credit(8).await;
+    superres.credit(8).await;
+
+    let mut wanted = request("two red apples");
+    if let Some(Task::TextToImage(task)) = &mut wanted.task {
+        task.count = Some(2);
+    }
+    let generate = GenerateRequest {
+        request: Some(wanted),
+        omit_images: false,
+    };
+    let mut events = client.generate(generate).await.unwrap().into_inner();
+    let Some(Event::Job(accepted)) = next_event(&mut events).await else {
+        panic!("the job comes first")
+    };
+    let resolved = accepted.request.clone().unwrap();
+    assert_eq!(resolved.model, "tiny");
+    assert!(
+        resolved.seed.is_some() && resolved.base == Some(support::defaults()),
+        "{resolved:?}"
+    );
+
+    let lease = base.lease().await;
+    assert_eq!(
+        (lease.stage(), &lease.request),
+        (Stage::Base, &Some(resolved.clone()))
+    );
+    assert!(lease.low_tokens.is_none() && lease.nonce.len() == 16, "{lease:?}");
+    base.heartbeat(vec![report(&lease, 2, 3)]).await;
+    let stepped = loop {
+        match next_event(&mut events).await {
+            Some(Event::Progress(progress)) if progress.step == 2 => break progress,
+            Some(Event::Job(_) | Event::Progress(_)) => {}
+            other => panic!("no progress but {other:?}"),
+        }
+    };
+    assert_eq!((stepped.stage(), stepped.of), (Stage::Base, 3));
+    base.complete(&lease).await;
+    assert_eq!(base.ack().await.outcome(), AckOutcome::Accepted);
+
+    let lease = superres.lease().await;
+    assert_eq!(
+        (lease.stage(), lease.low_tokens.clone()),
+        (Stage::Superres, Some(tokens(2)))
+    );
+    superres.complete(&lease).await;
+    assert_eq!(superres.ack().await.outcome(), AckOutcome::Accepted);
+
+    let mut pictures = Vec::new();
+    let done = loop {
+        match next_event(&mut events).await {
+            Some(Event::Image(image)) => pictures.push(image.data.to_vec()),
+            Some(Event::Job(job)) if job.state() == JobState::Succeeded => break job,
+            Some(Event::Job(_) | Event::Progress(_)) => {}
+            None => panic!("the stream ended before the job"),
+        }
+    };
+    assert_eq!(
+        pictures,
+        [picture_bytes(0), picture_bytes(1)],
+        "pictures come before the last event"
+    );
+    assert_eq!(next_event(&mut events).await, None);
+    assert_eq!((done.images.len(), done.timings.len()), (2, 2));
+    assert_eq!(done.timings[1].worker_id, "superres-1");
+    assert_eq!(done.request, Some(resolved));
+
+    let get = GetImageRequest {
+        job_id: done.id.clone(),
+        index: 1,
+    };
+    let image = client.get_image(get).await.unwrap().into_inner().image.unwrap();
+    assert_eq!(
+        (image.data.to_vec(), image.info),
+        (picture_bytes(1), Some(done.images[1].clone()))
+    );
+    let missing = client
+        .get_image(GetImageRequest {
+            job_id: done.id,
+            index: 2,
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(missing.code(), Code::NotFound);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_with_a_base_stage_alone_ends_there() {
+    let mut scene = Scene::of(&[Stage::Base]).await;
+    let job = submit(&mut scene.client, "a cat").await;
+    scene.worker.work_once().await;
+    assert_eq!(
+        until_state(&scene.client, &job.id, JobState::Succeeded)
+            .await
+            .images
+            .len(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_key_stands_for_one_request() {
+    let scene = Scene::of(&BOTH).await;
+    let mut client = scene.client.clone();
+    let keyed = |prompt: &str| {
+        let request = GenerationRequest {
+            idempotency_key: "line 7".to_owned(),
+            ..request(prompt)
+        };
+        SubmitJobRequest {
+            request: Some(request),
+        }
+    };
+    let first = client.submit_job(keyed("a cat")).await.unwrap().into_inner();
+    let again = client.submit_job(keyed("a cat")).await.unwrap().into_inner();
+    assert!(!first.already_existed && again.already_existed);
+    assert_eq!(first.job.unwrap().id, again.job.unwrap().id);
+    let other = client.submit_job(keyed("a dog")).await.unwrap_err();
+    assert_eq!(other.code(), Code::AlreadyExists);
+}
+
+#[tokio::test]
+async fn jobs_are_listed_newest_first_in_pages() {
+    let scene = Scene::of(&BOTH).await;
+    let mut client = scene.client.clone();
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        let job = submit(&mut client, &format!("cat {n}")).await;
+        if n == 2 {
+            cancel(&mut client, &job.id).await;
+        }
+        ids.push(job.id);
+        // Names of the same millisecond have no order.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    ids.reverse();
+    let mut listed = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let page = ListJobsRequest {
+            page_size: 2,
+            page_token,
+            states: Vec::new(),
+        };
+        let page = client.list_jobs(page).await.unwrap().into_inner();
+        assert!(page.jobs.len() <= 2);
+        listed.extend(page.jobs.into_iter().map(|job| job.id));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(listed, ids);
+    let states = vec![JobState::Cancelled as i32];
+    let cancelled = client
+        .list_jobs(ListJobsRequest {
+            states,
+            ..Default::default()
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        cancelled.jobs.iter().map(|job| &job.id).collect::<Vec<_>>(),
+        [&ids[2]]
+    );
+}
+
+#[tokio::test]
+async fn bad_input_is_refused_field_by_field() {
+    let redis = RedisServer::start().await;
+    let gateway = RunningGateway::start(&redis).await;
+    let mut client = gateway.generation().await;
+    let early = client.submit_job(submission("a cat")).await.unwrap_err();
+    assert_eq!(early.code(), Code::Unavailable);
+    assert!(
+        early.message().contains("no worker has attached yet"),
+        "{early:?}"
+    );
+    assert!(early.get_details_retry_info().is_some(), "{early:?}");
+
+    let _worker = FakeWorker::attach(gateway.address, "w", Stage::Base, &model("tiny", &BOTH)).await;
+    let mut bad = request("");
+    bad.model = "huge".to_owned();
+    let refused = client
+        .submit_job(SubmitJobRequest { request: Some(bad) })
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let fields: Vec<_> = refused
+        .get_details_bad_request()
+        .unwrap()
+        .field_violations
+        .into_iter()
+        .map(|violation| violation.field)
+        .collect();
+    assert_eq!(
+        fields,
+        ["request.model", "request.text_to_image.prompt"],
+        "{}",
+        refused.message()
+    );
+    assert!(
+        refused.message().contains("tiny"),
+        "the known models are named: {}",
+        refused.message()
+    );
+
+    let unknown = "01932c07-a1b0-7c3e-8f21-5b8f6c1d0000".to_owned();
+    let missing = client
+        .get_job(GetJobRequest { job_id: unknown })
+        .await
+        .unwrap_err();
+    assert_eq!(missing.code(), Code::NotFound);
+    let garbage = client
+        .get_job(GetJobRequest {
+            job_id: "garbage".to_owned(),
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(garbage.code(), Code::InvalidArgument);
+    let huge = client
+        .submit_job(submission(&"x".repeat(100_000)))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(huge.code(), Code::ResourceExhausted | Code::OutOfRange),
+        "{huge:?}"
+    );
+}

@@ -1,0 +1,123 @@
+//! What operators see.
+
+use muse_proto::v1::{GetQueueStatusRequest, ListModelsRequest, ListWorkersRequest, Model, Stage};
+use tonic::Code;
+
+use crate::support::{
+    cluster::RunningGateway,
+    model,
+    redis_server::RedisServer,
+    scene::{BOTH, submit},
+    until,
+    worker::FakeWorker,
+};
+
+#[tokio::test]
+async fn a_worker_with_another_bundle_of_the_same_name_is_refused_while_the_first_is_served() {
+    let redis = RedisServer::start().await;
+    let gateway = RunningGateway::start(&redis).await;
+    let old = model("tiny", &BOTH);
+    let new = Model {
+        bundle_digest: "cd".repeat(32),
+        ..old.clone()
+    };
+    let worker = FakeWorker::attach(gateway.address, "old", Stage::Base, &old).await;
+    let refused = FakeWorker::try_attach(gateway.address, "new", Stage::Superres, &new)
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("tiny"), "{refused:?}");
+    drop(worker);
+    until("the old one to leave", async || {
+        FakeWorker::try_attach(gateway.address, "new", Stage::Superres, &new)
+            .await
+            .ok()
+    })
+    .await;
+    let models = gateway
+        .models()
+        .await
+        .list_models(ListModelsRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(models.models[0].bundle_digest, new.bundle_digest);
+}
+
+#[tokio::test]
+async fn an_operator_sees_pools_and_workers_over_all_gateways() {
+    let redis = RedisServer::start().await;
+    let (first, second) = (
+        RunningGateway::start(&redis).await,
+        RunningGateway::start(&redis).await,
+    );
+    let tiny = model("tiny", &BOTH);
+    let mut base = FakeWorker::attach(first.address, "base-1", Stage::Base, &tiny).await;
+    let superres = FakeWorker::attach(second.address, "superres-1", Stage::Superres, &tiny).await;
+    superres.heartbeat(Vec::new()).await;
+    let mut client = second.generation().await;
+    for n in 0..3 {
+        submit(&mut client, &format!("cat {n}")).await;
+    }
+    base.credit(1).await;
+    base.lease().await;
+    let status = until("two waiting, one running", async || {
+        let status = second
+            .admin()
+            .await
+            .get_queue_status(GetQueueStatusRequest {})
+            .await
+            .unwrap()
+            .into_inner();
+        (status.pools.len() == 2 && status.pools[0].running == 1).then_some(status)
+    })
+    .await;
+    assert_eq!(
+        (
+            status.pools[0].waiting,
+            status.pools[0].workers,
+            status.pools[1].workers
+        ),
+        (2, 1, 1),
+        "{status:?}"
+    );
+    assert!(
+        status.pools[0].oldest.is_some() && status.pools[1].oldest.is_none(),
+        "{status:?}"
+    );
+    let workers = until("the heartbeat in the table", async || {
+        let workers = first
+            .admin()
+            .await
+            .list_workers(ListWorkersRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+            .workers;
+        workers.iter().any(|worker| worker.rows == 1).then_some(workers)
+    })
+    .await;
+    assert_eq!(
+        workers
+            .iter()
+            .map(|worker| worker.id.as_str())
+            .collect::<Vec<_>>(),
+        ["base-1", "superres-1"]
+    );
+    assert_ne!(workers[0].gateway_id, workers[1].gateway_id);
+    // A worker that leaves is gone at once.
+    drop(base);
+    until("one worker", async || {
+        let workers = first
+            .admin()
+            .await
+            .list_workers(ListWorkersRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+            .workers;
+        (workers.len() == 1).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,173 @@
+//! Every job is in exactly one place, and counted there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use muse_gateway::{
+    config::{self, Durability},
+    jobs::JobId,
+    queue::{Grant, NewJob, Queue, StageResult},
+};
+use muse_service::Tenant;
+
+use crate::{
+    harness::{BASE, ERROR, SUPERRES, beat, claim, connect, job, submit},
+    support::redis_server::RedisServer,
+};
+
+/// Random operations, replayable by their seed; afterwards every job must be in exactly one place and counted there.
+#[tokio::test]
+async fn whatever_happens_every_job_is_in_one_place_and_the_counters_agree() {
+    let server = RedisServer::start_with(&["--appendonly", "no"]).await;
+    let redis = connect(&server, Durability::None).await.unwrap();
+    let config = config::Queue {
+        lease_ms: 0,
+        backoff_base_ms: 0,
+        ..config::Queue::default()
+    };
+    let queue = Queue::new(redis, "muse", config);
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut random = seed | 1;
+    let mut dice = |sides: usize| {
+        // xorshift64
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random % sides as u64) as usize
+    };
+    let tenants = ["a", "b", "c"].map(|name| Tenant::new(name).unwrap());
+    let mut jobs: Vec<(JobId, usize)> = Vec::new();
+    let mut grants: Vec<(Grant, &str)> = Vec::new();
+    for _ in 0..1500 {
+        let old =
+            |grants: &Vec<(Grant, &'static str)>, n: usize| grants.get(n % grants.len().max(1)).cloned();
+        match dice(10) {
+            0..=2 => {
+                let tenant = dice(3);
+                let timeout_ms = if dice(20) == 0 { 0 } else { 600_000 };
+                let new = NewJob {
+                    tenant: tenants[tenant].clone(),
+                    timeout_ms,
+                    ..job()
+                };
+                jobs.push((submit(&queue, new).await, tenant));
+            }
+            3..=4 => {
+                let pool = if dice(2) == 0 { BASE } else { SUPERRES };
+                grants.extend(
+                    claim(&queue, pool, 1 + dice(3) as u32)
+                        .await
+                        .into_iter()
+                        .map(|grant| (grant, pool.1)),
+                );
+            }
+            5..=6 => {
+                if let Some((grant, stage)) = old(&grants, dice(1000)) {
+                    let result = match stage {
+                        "base" => StageResult::Tokens(b"t".to_vec()),
+                        _ => StageResult::Pictures(b"".to_vec()),
+                    };
+                    queue
+                        .complete(grant.id, grant.nonce, stage, &result, 1, b"")
+                        .await
+                        .unwrap();
+                }
+            }
+            7 => {
+                if let Some((grant, _)) = old(&grants, dice(1000)) {
+                    match dice(3) {
+                        0 => drop(
+                            queue
+                                .fail(grant.id, grant.nonce, ERROR, dice(4) != 0)
+                                .await
+                                .unwrap(),
+                        ),
+                        1 => drop(queue.release(grant.id, grant.nonce, b"").await.unwrap()),
+                        _ => drop(
+                            queue
+                                .beat("worker", &[beat(&grant, dice(4) as u32)])
+                                .await
+                                .unwrap(),
+                        ),
+                    }
+                }
+            }
+            8 => drop(queue.reap(0).await.unwrap()),
+            _ => {
+                if let Some((id, tenant)) = jobs.get(dice(1000) % jobs.len().max(1)) {
+                    queue.cancel(*id, tenants[*tenant].as_str()).await.unwrap();
+                }
+            }
+        }
+    }
+    let states = audit(&server).await;
+    assert_eq!(
+        states.values().sum::<usize>(),
+        jobs.len(),
+        "seed {seed}: {states:?}"
+    );
+    assert!(
+        states.len() >= 3,
+        "seed {seed} reached too few states: {states:?}"
+    );
+}
+
+/// Recounts everything from the jobs themselves and compares with sets and counters. Gives the jobs by state.
+pub async fn audit(server: &RedisServer) -> BTreeMap<String, usize> {
+    let keys: Vec<String> = server.ask(&["KEYS", "muse:{s0}:*"]).await;
+    let mut expected: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut counters: BTreeMap<String, i64> = BTreeMap::new();
+    let mut states = BTreeMap::new();
+    for key in keys.iter().filter(|key| key.starts_with("muse:{s0}:j:")) {
+        let id = key.trim_start_matches("muse:{s0}:j:").to_owned();
+        let job: BTreeMap<String, Vec<u8>> = server.ask(&["HGETALL", key]).await;
+        let field = |name: &str| {
+            job.get(name)
+                .map(|value| String::from_utf8_lossy(value).into_owned())
+                .unwrap_or_default()
+        };
+        let state = field("state");
+        let pool = format!("{}:{}", field("model"), field("stage"));
+        let mut put = |set: String| expected.entry(set).or_default().insert(id.clone());
+        match state.as_str() {
+            "queued" => {
+                put(format!("q:{pool}:{}", field("tenant")));
+                put(format!("wait:{pool}"));
+            }
+            "running" => drop(put("lease".to_owned())),
+            "delayed" => drop(put("delay".to_owned())),
+            "failed" => drop(put("dead".to_owned())),
+            _ => drop(put("done".to_owned())),
+        }
+        put(format!("jobs:{}", field("tenant")));
+        if ["queued", "running", "delayed"].contains(&state.as_str()) {
+            put("deadline".to_owned());
+            *counters
+                .entry(format!("{state}:{pool}:{}", field("tenant")))
+                .or_default() += 1;
+        }
+        if state == "queued" {
+            expected
+                .entry(format!("act:{pool}"))
+                .or_default()
+                .insert(field("tenant"));
+        }
+        assert_eq!(job.contains_key("nonce"), state == "running", "{id} is {state}");
+        *states.entry(state).or_default() += 1;
+    }
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for key in &keys {
+        let name = key.trim_start_matches("muse:{s0}:");
+        let set = ["q:", "wait:", "act:", "jobs:"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+            || ["lease", "delay", "deadline", "done", "dead"].contains(&name);
+        if set {
+            found.insert(name.to_owned(), server.ask(&["ZRANGE", key, "0", "-1"]).await);
+        }
+    }
+    assert_eq!(found, expected);
+    let counted: BTreeMap<String, i64> = server.ask(&["HGETALL", "muse:{s0}:cnt"]).await;
+    assert_eq!(counted, counters);
+    states
+}
