@@ -40,7 +40,8 @@ impl Conditioner {
         let own: Vec<ConditioningInput> = jobs
             .iter()
             .flat_map(|job| each(job))
-            .filter_map(|(input, is_common)| (!is_common).then(|| input.clone()))
+            .filter(|(_, is_common)| !is_common)
+            .map(|(input, _)| input.clone())
             .collect();
         let mut own = self.run(model, own)?.into_iter();
         let of_job = |job: &&Job| {

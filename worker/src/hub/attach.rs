@@ -40,11 +40,11 @@ impl Loss {
         }
     }
 
-    /// The gateway refused with a status, whose code says whether the refusal stands (worker_hub.proto).
-    pub(super) fn refused(status: &Status) -> Self {
+    /// The stream ended with a status, whose code says whether that stands (worker_hub.proto).
+    pub(super) fn of(status: &Status) -> Self {
         let code = status.code();
         Loss {
-            reason: format!("refused: {} ({})", status.message(), code_name(code)),
+            reason: format!("{} ({})", status.message(), code_name(code)),
             is_standing: matches!(
                 code,
                 Code::InvalidArgument
@@ -107,9 +107,9 @@ async fn open(endpoint: Endpoint, hello: Hello, max_message: usize) -> Result<Li
     let response = client
         .attach(ReceiverStream::new(messages))
         .await
-        .map_err(|status| Loss::refused(&status))?;
+        .map_err(|status| Loss::of(&status))?;
     let mut inbound = response.into_inner();
-    let first = inbound.message().await.map_err(|status| Loss::refused(&status))?;
+    let first = inbound.message().await.map_err(|status| Loss::of(&status))?;
     let unwelcome = || Loss::passing("its first message is not a welcome with a heartbeat interval");
     let Some(attach_response::Message::Welcome(welcome)) = first.and_then(|response| response.message) else {
         return Err(unwelcome());

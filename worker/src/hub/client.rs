@@ -187,7 +187,7 @@ impl<J: Jobs> Client<J> {
                         None
                     }
                     Ok(None) => Some(Loss::passing("the gateway ended the stream")),
-                    Err(status) => Some(Loss::refused(&status)),
+                    Err(status) => Some(Loss::of(&status)),
                 },
                 () = sleep_until(wake) => None,
                 () = sleep_until(drain_until) => {
