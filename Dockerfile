@@ -23,7 +23,7 @@ COPY . .
 # The target folder is a cache and gone after this step, so the binaries are moved out of it.
 RUN --mount=type=cache,id=muse-cargo,target=/usr/local/cargo/registry \
     --mount=type=cache,id=muse-target,target=/src/target \
-    cargo build --release --locked --workspace --bins \
+    cargo build --release --locked --workspace --exclude muse-bench --bins \
     && mkdir /out \
     && cp target/release/muse-gateway target/release/muse-worker target/release/muse-encoder target/release/musectl /out/
 

@@ -14,6 +14,7 @@ export MUSE__RUNTIME__ONNXRUNTIME ?= $(CURDIR)/.deps/onnxruntime/libonnxruntime.
 export PROMPT OUT
 
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
+RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 TEST_PYTHON := $(CURDIR)/.deps/python/bin/python
 TRAIN_PYTHON := $(CURDIR)/.deps/python-train/bin/python
 FETCH := $(PYTHON) scripts/fetch_deps.py
@@ -79,8 +80,10 @@ foreign-client: runtime python build
 
 # === longer chores ===
 
-bench: runtime ## criterion benchmarks of the inner loops, in the release profile
-	cargo bench --workspace --locked
+bench: runtime python ## measure on this machine, in about 20 minutes, into docs/performance.md
+	cargo build --release --locked --bins $(addprefix --package ,muse-bench muse-gateway muse-worker muse-encoder-svc musectl)
+	cargo bench --locked --package muse-bench
+	$(RELEASE)/muse-bench all --criterion $(dir $(RELEASE))criterion --json $(dir $(RELEASE))bench.json --out docs/performance.md
 
 soak: runtime build ## the long fault run: the tests that `make test` leaves out
 	cargo test --package muse-tests --locked -- --ignored --nocapture
@@ -106,4 +109,4 @@ python:
 	@$(FETCH) python
 
 build:
-	@cargo build --workspace --bins --locked
+	@cargo build --workspace --exclude muse-bench --bins --locked

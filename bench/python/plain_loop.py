@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""The bundle's graphs in a plain Python loop: what one writes who has ONNX Runtime and an afternoon.
+
+Batched as far as that goes without a scheduler: all pictures of a batch start together, have the same number of steps and
+end together. Sampling is vectorised over the batch; randomness is NumPy's own, so the pictures are not those of the engine,
+only the work is the same. Conditional and unconditional rows share a pass, and the unconditional ones are left out where
+guidance is 0, as the engine does.
+
+    plain_loop.py --bundle bundles/demo --threads 2
+
+reads lines {"prompts": ["a red star", …], "seed": 7} and answers each with {"seconds": …, "pictures": …}; the first line
+that it writes names its versions. With --out FOLDER it also keeps the pictures, to be looked at.
+"""
+
+import argparse
+import io
+import json
+import math
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+from tokenizers import Tokenizer
+
+MASKED = {
+    "cosine": lambda done: math.cos(math.pi * done / 2),
+    "linear": lambda done: 1 - done,
+    "arccos": lambda done: math.acos(done) * 2 / math.pi,
+}
+
+
+class Model:
+    """Every graph of a bundle that makes pictures, opened."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.manifest = tomllib.loads((folder / "bundle.toml").read_text())
+        self.folder = folder
+        self.threads = threads
+        text = self.manifest["text"]
+        self.tokenizer = Tokenizer.from_file(str(folder / text["tokenizer"]))
+        self.encoder = self._session(text["encoder"])
+        names = [name for name in ("base", "superres") if name in self.manifest]
+        self.stages = [self.manifest[name] for name in names]
+        self.conditions = [self._session(stage["condition"]) for stage in self.stages]
+        self.steps = [self._session(stage["step"]) for stage in self.stages]
+        self.decoder = self._session(self.stages[-1]["decoder"])
+        self.empty = self.embed([""])
+
+    def _session(self, file: str) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        return onnxruntime.InferenceSession(str(self.folder / file), options, providers=["CPUExecutionProvider"])
+
+    def embed(self, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings f32 [B, L, D] and masks int64 [B, L]; one pass for each length of padding."""
+        text = self.manifest["text"]
+        length, width = text["max_length"], text["width"]
+        embeddings = np.zeros((len(prompts), length, width), np.float32)
+        masks = np.zeros((len(prompts), length), np.int64)
+        ids = [self.tokenizer.encode(prompt).ids for prompt in prompts]
+        buckets = [next(bucket for bucket in text["length_buckets"] if bucket >= len(row)) for row in ids]
+        for bucket in sorted(set(buckets)):
+            members = [index for index, own in enumerate(buckets) if own == bucket]
+            padded = np.full((len(members), bucket), text["pad_id"], np.int64)
+            present = np.zeros((len(members), bucket), np.int64)
+            for place, index in enumerate(members):
+                padded[place, : len(ids[index])] = ids[index]
+                present[place, : len(ids[index])] = 1
+            (states,) = self.encoder.run(None, {"input_ids": padded, "attention_mask": present})
+            embeddings[members, :bucket] = states * present[:, :, None]
+            masks[members, :bucket] = present
+        return embeddings, masks
+
+    def unconditional(self, stage: dict, text: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What guidance leads away from, for each row of the batch."""
+        form = stage["unconditional"]
+        if form == "empty_text":
+            return tuple(np.repeat(part, len(text), axis=0) for part in self.empty)
+        if form == "masked_text":
+            return text, np.zeros_like(mask)
+        vectors = np.load(self.folder / stage["null_embedding"])
+        null_text, null_mask = np.zeros_like(text), np.zeros_like(mask)
+        null_text[:, : len(vectors)], null_mask[:, : len(vectors)] = vectors, 1
+        return null_text, null_mask
+
+    def decode(self, index: int, text: np.ndarray, mask: np.ndarray, low: np.ndarray | None, random) -> np.ndarray:
+        """The grids [B, S] of a stage, with the bundle's default settings."""
+        stage, settings = self.stages[index], self.stages[index]["defaults"]
+        batch, positions = len(text), stage["grid"][0] * stage["grid"][1]
+        steps = min(settings["steps"], positions)
+        guided = settings["guidance"] > 0
+        if guided:
+            other_text, other_mask = self.unconditional(stage, text, mask)
+            text, mask = np.concatenate([text, other_text]), np.concatenate([mask, other_mask])
+        inputs = {"text": text, "text_mask": mask}
+        if low is not None:
+            inputs["low_tokens"] = np.concatenate([low, low]) if guided else low
+        condition = self.conditions[index]
+        names = stage.get("conditioning", [output.name for output in condition.get_outputs()])
+        both = dict(zip(names, condition.run(names, inputs), strict=True))
+        conditional = {name: values[:batch] for name, values in both.items()}
+
+        tokens = np.full((batch, positions), stage["mask_id"], np.int64)
+        for step in range(steps):
+            t = np.float32(settings["guidance"])
+            if settings["guidance_schedule"] == "linear" and steps > 1:
+                t *= np.float32(step / (steps - 1))
+            if t > 0:
+                (logits,) = self.steps[index].run(["logits"], {"tokens": np.concatenate([tokens, tokens]), **both})
+                logits = (1 + t) * logits[:batch] - t * logits[batch:]
+            else:
+                (logits,) = self.steps[index].run(["logits"], {"tokens": tokens, **conditional})
+            drawn, confidence = sample(logits[:, :, : stage["codebook_size"]], settings, random)
+            masked = tokens == stage["mask_id"]
+            tokens = np.where(masked, drawn, tokens)
+            keep = math.floor(positions * MASKED[settings["mask_schedule"]]((step + 1) / steps))
+            keep = 0 if step == steps - 1 else min(max(keep, 1), int(masked[0].sum()) - 1)
+            if keep > 0:
+                noise = settings["choice_temperature"] * (1 - (step + 1) / steps)
+                confidence = confidence + np.float32(noise) * gumbel(confidence.shape, random)
+                confidence = np.where(masked, confidence, np.inf)
+                again = np.argpartition(confidence, keep - 1, axis=1)[:, :keep]
+                np.put_along_axis(tokens, again, stage["mask_id"], axis=1)
+        return tokens
+
+    def make(self, prompts: list[str], seed: int) -> list[bytes]:
+        """A PNG for each prompt."""
+        random = np.random.default_rng(seed)
+        text, mask = self.embed(prompts)
+        grids = None
+        for index in range(len(self.stages)):
+            grids = self.decode(index, text, mask, grids, random)
+        (images,) = self.decoder.run(["image"], {"tokens": grids})
+        pixels = (images.clip(0, 1) * 255 + 0.5).astype(np.uint8).transpose(0, 2, 3, 1)
+        files = []
+        for picture in pixels:
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, "PNG")
+            files.append(file.getvalue())
+        return files
+
+
+def gumbel(shape: tuple[int, ...], random) -> np.ndarray:
+    """Gumbel noise, f32."""
+    return -np.log(random.standard_exponential(shape, np.float32))
+
+
+def sample(logits: np.ndarray, settings: dict, random) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and the logarithms of their probabilities, both [B, S], from logits f32 [B, S, V]."""
+    if settings["top_k"] and settings["top_k"] < logits.shape[2]:
+        least = np.partition(logits, -settings["top_k"], axis=2)[:, :, -settings["top_k"], None]
+        logits = np.where(logits < least, -np.inf, logits)
+    if settings["temperature"] > 0:
+        logits = logits / np.float32(settings["temperature"])
+    logits = logits - logits.max(axis=2, keepdims=True)
+    weights = np.exp(logits)
+    running = weights.cumsum(axis=2)
+    if settings["temperature"] > 0:
+        wanted = random.random((*logits.shape[:2], 1), np.float32) * running[:, :, -1:]
+        drawn = np.minimum((running <= wanted).sum(axis=2), logits.shape[2] - 1)
+    else:
+        drawn = logits.argmax(axis=2)
+    chosen = np.take_along_axis(logits, drawn[:, :, None], axis=2)[:, :, 0]
+    return drawn, chosen - np.log(running[:, :, -1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    model = Model(arguments.bundle, arguments.threads)
+    python = ".".join(map(str, sys.version_info[:3]))
+    versions = f"Python {python}, ONNX Runtime {onnxruntime.__version__}, NumPy {np.__version__}"
+    print(json.dumps({"versions": versions}), flush=True)
+    for line in sys.stdin:
+        task = json.loads(line)
+        begun = time.perf_counter()
+        files = model.make(task["prompts"], task["seed"])
+        seconds = time.perf_counter() - begun
+        if arguments.out:
+            for prompt, file in zip(task["prompts"], files, strict=True):
+                (arguments.out / f"{prompt.replace(' ', '-')}.png").write_bytes(file)
+        print(json.dumps({"seconds": seconds, "pictures": len(files)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+//! The command line, and how much is measured.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+use muse_engine::SessionOptions;
+use musectl::cluster::{Override, Programs, find_onnxruntime};
+
+/// Benchmarks of the engine and the cluster, side by side in one run.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// The bundle
+    #[arg(long, global = true, default_value = "bundles/demo")]
+    pub(crate) bundle: PathBuf,
+    /// Threads inside an operator, for the engine and for peers; 0: one for each core
+    #[arg(long, global = true, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// A setting of the cluster's parts, as of `musectl up --set`
+    #[arg(long = "set", global = true, value_name = "ROLE.SECTION.KEY=VALUE")]
+    pub(crate) overrides: Vec<Override>,
+    /// Short rounds, to see that everything runs: the figures mean nothing
+    #[arg(long, global = true)]
+    pub(crate) quick: bool,
+    /// Python for the peers: NumPy, ONNX Runtime, tokenizers, Pillow
+    #[arg(long, global = true, default_value = ".deps/python/bin/python")]
+    pub(crate) python: PathBuf,
+    /// Write the report here as Markdown [default: to stdout]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Write every figure here as JSON
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The engine alone: time of a pass at each size, sampling, pictures a second in a bare loop
+    Engine,
+    /// One job at a time through an idle cluster, against the same in the engine
+    Overhead,
+    /// The cluster at saturation against the bare loop, and eight clients with mixed settings
+    Saturation,
+    /// The bare loop against a plain Python loop on the same graphs
+    Python,
+    /// All of it
+    All {
+        /// Criterion's folder: its latest estimates go into the report
+        #[arg(long, value_name = "FOLDER")]
+        criterion: Option<PathBuf>,
+    },
+    /// Compare the ratios of two reports (--json): fails when one became worse by more than its spread
+    Compare {
+        /// The earlier report
+        old: PathBuf,
+        /// The later report
+        new: PathBuf,
+    },
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    /// Rounds of whatever takes turns.
+    pub(crate) rounds: usize,
+    /// Largest pass measured, in rows.
+    pub(crate) most_rows: usize,
+    /// Passes measured at each size.
+    pub(crate) passes: usize,
+    /// Batches that the bare loop is tried at.
+    pub(crate) batches: &'static [usize],
+    /// Pictures of a round of the bare loop.
+    pub(crate) pictures: usize,
+    /// Jobs sent through the idle cluster.
+    pub(crate) jobs: usize,
+    /// Clients at saturation.
+    pub(crate) clients: usize,
+    /// Length of a window at saturation.
+    pub(crate) window: Duration,
+    /// Jobs of each of the eight clients in a round.
+    pub(crate) mixed_jobs: usize,
+}
+
+const FULL: Settings = Settings {
+    rounds: 5,
+    most_rows: 32,
+    passes: 15,
+    batches: &[1, 2, 4, 8, 16],
+    pictures: 16,
+    jobs: 120,
+    clients: 32,
+    window: Duration::from_secs(20),
+    mixed_jobs: 4,
+};
+
+const QUICK: Settings = Settings {
+    rounds: 2,
+    most_rows: 4,
+    passes: 2,
+    batches: &[1, 2],
+    pictures: 2,
+    jobs: 3,
+    clients: 4,
+    window: Duration::from_secs(2),
+    mixed_jobs: 1,
+};
+
+impl Arguments {
+    pub(crate) fn settings(&self) -> Settings {
+        if self.quick { QUICK } else { FULL }
+    }
+
+    /// How the engine in this process is opened; the cluster's workers have the same defaults.
+    pub(crate) fn session(&self) -> anyhow::Result<SessionOptions> {
+        Ok(SessionOptions {
+            onnxruntime: Some(find_onnxruntime()?),
+            intra_threads: self.threads,
+            ..SessionOptions::default()
+        })
+    }
+
+    /// The services beside this program.
+    pub(crate) fn programs(&self) -> anyhow::Result<Programs> {
+        Ok(Programs::discover()?)
+    }
+
+    /// `--threads`, with 0 resolved.
+    pub(crate) fn cores(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        }
+    }
+}

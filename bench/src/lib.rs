@@ -1,0 +1,95 @@
+//! Measures the engine alone, the cluster around it, and peers, side by side in one run. `bench/README.md` says what each
+//! figure means.
+//!
+//! Machines are noisy and drift, so nothing is measured once: what is compared takes turns, round by round, and the verdict is
+//! the ratio within a round. Medians and their spread are printed, never the best run.
+
+mod arguments;
+mod bare;
+mod cluster;
+mod compare;
+mod engine;
+mod inner_loops;
+mod machine;
+mod measure;
+mod mixed;
+mod overhead;
+mod python;
+mod report;
+mod saturation;
+mod stats;
+mod workload;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+
+use self::{
+    arguments::{Arguments, Command},
+    machine::Machine,
+    report::{Report, Section},
+};
+
+/// Runs one command. Its report goes to stdout, or into the files that were named.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    let ran = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")
+        .and_then(|runtime| runtime.block_on(measured(&arguments)));
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("muse-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn measured(arguments: &Arguments) -> anyhow::Result<()> {
+    if let Command::Compare { old, new } = &arguments.command {
+        return compare::compare(old, new);
+    }
+    let bundle = muse_engine::Bundle::load(&arguments.bundle)?;
+    let mut machine = Machine::look(&bundle, &arguments.session()?).await;
+    let sections = sections(arguments, &bundle).await?;
+    machine.look_again().await;
+    let report = Report {
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        machine,
+        sections,
+    };
+    report.write(arguments.out.as_deref(), arguments.json.as_deref())
+}
+
+async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow::Result<Vec<Section>> {
+    let settings = arguments.settings();
+    Ok(match &arguments.command {
+        Command::Engine => engine::measure(arguments, &settings, bundle)?.sections,
+        Command::Python => vec![python::measure(arguments, &settings, bundle)?],
+        Command::Overhead => vec![overhead::measure(arguments, &settings, bundle).await?],
+        Command::Saturation => {
+            let engine = engine::measure(arguments, &settings, bundle)?;
+            vec![
+                saturation::measure(arguments, &settings, bundle, engine.best_batch).await?,
+                mixed::measure(arguments, &settings, &engine.curves).await?,
+            ]
+        }
+        // Needs nothing that is measured, and ran before.
+        Command::Compare { .. } => Vec::new(),
+        Command::All { criterion } => {
+            let engine = engine::measure(arguments, &settings, bundle)?;
+            let mut sections = engine.sections;
+            sections.push(overhead::measure(arguments, &settings, bundle).await?);
+            sections.push(saturation::measure(arguments, &settings, bundle, engine.best_batch).await?);
+            sections.push(mixed::measure(arguments, &settings, &engine.curves).await?);
+            sections.push(python::measure(arguments, &settings, bundle)?);
+            if let Some(folder) = criterion {
+                sections.push(inner_loops::read(folder)?);
+            }
+            sections
+        }
+    })
+}
