@@ -28,7 +28,7 @@ RUST_TESTS := $(if $(shell command -v cargo-nextest),cargo nextest run --no-fail
 SUITES := format dependencies protos containers clippy rust reference chart foreign-client
 
 .NOTPARALLEL:
-.PHONY: help demo test lint bench soak bundle test-models clean runtime python build $(SUITES)
+.PHONY: help demo test lint bench soak bundle evaluate test-models clean runtime python build $(SUITES)
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -68,7 +68,7 @@ rust: runtime build
 	@$(SUITE) rust $(RUST_TESTS) --workspace --locked
 
 reference: python
-	@$(SUITE) reference $(TEST_PYTHON) -m pytest -q --rootdir models models/tests/reference
+	@$(SUITE) reference $(TEST_PYTHON) -m pytest -q --rootdir models models/tests/reference models/tests/evaluation
 
 # The services must accept what the chart gives them.
 chart: runtime python build
@@ -95,6 +95,10 @@ test-models: ## the tests of models/ (fetches PyTorch)
 bundle: ## train and export the demo bundle; hours on two cores, see models/README.md
 	@$(FETCH) python-train
 	scripts/train_bundle $(TRAIN_PYTHON)
+
+evaluate: ## measure a bundle into .train/evaluation/report/: BUNDLE=bundles/demo EVALUATE="--no-sweeps --out DIR"
+	@$(FETCH) python-train
+	cd models && $(TRAIN_PYTHON) -m muse_models.evaluation --bundle "$(abspath $(BUNDLE))" $(EVALUATE)
 
 clean: ## remove what was built; what was fetched stays (.deps/)
 	cargo clean
