@@ -88,13 +88,13 @@ bench: runtime python ## measure on this machine, in about 20 minutes, into docs
 soak: runtime build ## the long fault run: the tests that `make test` leaves out
 	cargo test --package muse-tests --locked -- --ignored --nocapture
 
-test-models: ## the tests of models/ (fetches PyTorch)
-	@$(FETCH) python-train
+test-models: ## the tests of models/ (fetches PyTorch, and what imported checkpoints are compared with)
+	@$(FETCH) python-train python-foreign
 	$(TRAIN_PYTHON) -m pytest -q models/tests
 
-bundle: ## train and export the demo bundle; hours on two cores, see models/README.md
+bundle: ## train and export the demo bundle, from nothing or FROM=bundles/demo; hours on two cores, see models/README.md
 	@$(FETCH) python-train
-	scripts/train_bundle $(TRAIN_PYTHON)
+	scripts/train_bundle $(TRAIN_PYTHON) $(FROM)
 
 evaluate: ## measure a bundle into .train/evaluation/report/: BUNDLE=bundles/demo EVALUATE="--no-sweeps --out DIR"
 	@$(FETCH) python-train

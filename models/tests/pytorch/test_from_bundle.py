@@ -89,31 +89,49 @@ def models(config_dir):
     return found
 
 
-def export(models, folder, precision):
+PRECISIONS = {
+    "exact": {"text": "f32", "base": "f32", "superres": "f32", "tokenizer_base": "f32", "tokenizer_superres": "f32"},
+    "as shipped": {
+        "text": "f16", "base": "int8", "superres": "int8", "tokenizer_base": "f16", "tokenizer_superres": "int8",
+    },
+}
+MOST = {"f32": 1e-6, "f16": 2e-3, "int8": 2e-2}
+"""Most that a weight may be off, of the largest of its tensor."""
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def bundle(request, models, tmp_path_factory):
+    """A bundle and the forms that its parts are stored in."""
+    stored = PRECISIONS[request.param]
+
     def stage(name, defaults):
         model, tokenizer = models[name], models[f"tokenizer_{name}"]
         images = torch.rand(2, 3, tokenizer.image_side, tokenizer.image_side)
-        return StagePart(model, tokenizer, images, defaults, precision=precision, tokenizer_precision=precision)
+        precisions = {"precision": stored[name], "tokenizer_precision": stored[f"tokenizer_{name}"]}
+        return StagePart(model, tokenizer, images, defaults, **precisions)
 
+    folder = tmp_path_factory.mktemp("bundles") / "small"
     write_bundle(BundleParts(
         name="small", version="1", license="Apache-2.0", description="Random weights",
-        text=TextPart(models["text"], tiny_tokenizer(), 16, [8, 16], precision),
+        text=TextPart(models["text"], tiny_tokenizer(), 16, [8, 16], stored["text"]),
         base=stage("base", BASE_DEFAULTS), superres=stage("superres", SUPERRES_DEFAULTS),
     ), folder)
-    return folder
+    return stored, folder
 
 
-@pytest.fixture(scope="module", params=["f32", "f16", "int8"])
-def bundle(request, models, tmp_path_factory):
-    return request.param, export(models, tmp_path_factory.mktemp("bundles") / request.param, request.param)
+@pytest.fixture(scope="module")
+def restored(bundle, config_dir, tmp_path_factory):
+    """The work directory that `bundle` was restored into."""
+    work_dir = tmp_path_factory.mktemp("work")
+    restore_bundle(bundle[1], work_dir, config_dir)
+    return work_dir
 
 
-def test_every_weight_comes_back(bundle, models, config_dir, tmp_path):
-    precision, folder = bundle
-    restore_bundle(folder, tmp_path, config_dir)
-    most = {"f32": 1e-6, "f16": 2e-3, "int8": 2e-2}[precision]
+def test_every_weight_comes_back(bundle, restored, models):
+    stored, folder = bundle
     for name, model in models.items():
-        saved = checkpoint.load(tmp_path / name / "checkpoint.pt")["model"]
+        most = MOST[stored[name]]
+        saved = checkpoint.load(restored / name / "checkpoint.pt")["model"]
         for key, value in model.state_dict().items():
             if key.endswith((".rows", ".columns")) or key == "positions.table.weight":
                 continue
@@ -122,36 +140,35 @@ def test_every_weight_comes_back(bundle, models, config_dir, tmp_path):
             for at in ("positions", "low_positions") if name == "superres" else ("positions",):
                 sums = [state[f"{at}.rows"] + state[f"{at}.columns"] for state in (saved, model.state_dict())]
                 torch.testing.assert_close(*sums, atol=most, rtol=0)
-    encoder = load_encoder(tmp_path)
+    encoder = load_encoder(restored)
     bias = [part.positions(16, torch.device("cpu")) for part in (encoder, models["text"])]
-    torch.testing.assert_close(*bias, atol=most * 4, rtol=0)
-    assert (tmp_path / "text" / "tokenizer.json").read_text() == (folder / "tokenizer.json").read_text()
+    torch.testing.assert_close(*bias, atol=4 * MOST[stored["text"]], rtol=0)
+    assert (restored / "text" / "tokenizer.json").read_text() == (folder / "tokenizer.json").read_text()
 
 
-def test_what_is_restored_is_ready_to_be_trained_on(bundle, config_dir, tmp_path):
-    restore_bundle(bundle[1], tmp_path, config_dir)
-    saved = checkpoint.load(tmp_path / "superres" / "checkpoint.pt")
+def test_what_is_restored_is_ready_to_be_trained_on(restored):
+    saved = checkpoint.load(restored / "superres" / "checkpoint.pt")
     assert saved["spent_seconds"] == saved["step"] == 0 and "optimiser" not in saved
     build(TransformerConfig.from_dict(saved["config"]["model"])).load_state_dict(saved["live"])
-    tokenizer = checkpoint.load(tmp_path / "tokenizer_superres" / "checkpoint.pt")
+    tokenizer = checkpoint.load(restored / "tokenizer_superres" / "checkpoint.pt")
     ImageTokenizer.from_config(tokenizer["config"]).load_state_dict(tokenizer["live"])
     assert tokenizer["config"]["model"]["decoder_channels"] == [32, 40]
-    assert "live" not in checkpoint.load(tmp_path / "text" / "checkpoint.pt")
+    assert "live" not in checkpoint.load(restored / "text" / "checkpoint.pt")
 
 
-def test_nothing_is_written_over(bundle, config_dir, tmp_path):
-    checkpoint.save(tmp_path / "base" / "checkpoint.pt", {"step": 1})
-    with pytest.raises(FileExistsError, match="base"):
-        restore_bundle(bundle[1], tmp_path, config_dir)
-    assert not (tmp_path / "text").exists()
+def test_nothing_is_written_over(bundle, restored, config_dir):
+    before = (restored / "base" / "checkpoint.pt").read_bytes()
+    with pytest.raises(FileExistsError, match="is there already"):
+        restore_bundle(bundle[1], restored, config_dir)
+    assert (restored / "base" / "checkpoint.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize(("bundle", "file", "old", "new", "message"), [
-    ("f32", "text.toml", "layers = 2", "layers = 1", "more than the configuration describes"),
-    ("f32", "text.toml", "layers = 2", "layers = 3", "lacks"),
-    ("int8", "base.toml", "mlp_width = 56", "mlp_width = 64", "has shape"),
-    ("f32", "superres.toml", "mask_id = 32\n", "mask_id = 33\n", "mask_id is 32 in the bundle"),
-    ("f16", "tokenizer_base.toml", "encoder_blocks = [1, 2]", "encoder_blocks = [1, 1]", "base_encoder.onnx"),
+    ("exact", "text.toml", "layers = 2", "layers = 1", "more than the configuration describes"),
+    ("exact", "text.toml", "layers = 2", "layers = 3", "lacks"),
+    ("as shipped", "base.toml", "mlp_width = 56", "mlp_width = 64", "has shape"),
+    ("exact", "superres.toml", "mask_id = 32\n", "mask_id = 33\n", "mask_id is 32 in the bundle"),
+    ("as shipped", "tokenizer_base.toml", "encoder_blocks = [1, 2]", "encoder_blocks = [1, 1]", "base_encoder.onnx"),
 ], indirect=["bundle"])
 def test_a_configuration_of_something_else_is_refused(bundle, config_dir, tmp_path, file, old, new, message):
     configs = shutil.copytree(config_dir, tmp_path / "configs")
