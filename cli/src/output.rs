@@ -14,11 +14,7 @@ pub(crate) fn print(
 ) -> Result<(), Failure> {
     match output {
         Output::Table => line(&table()),
-        Output::Json => {
-            let text = serde_json::to_string_pretty(value)
-                .map_err(|error| Failure::Failed(format!("cannot write JSON: {error}")))?;
-            line(&text)
-        }
+        Output::Json => line(&json(value, true)?),
     }
 }
 
@@ -29,11 +25,25 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
 
 /// Writes to stdout as it is.
 pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    write(bytes).map(|_| ())
+}
+
+/// As [`bytes`], for what has no end of its own: false when the reader went away, and there is nobody to go on for.
+pub(crate) fn write(bytes: &[u8]) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::io("cannot write to stdout")(error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::io("cannot write to stdout")(error)),
     }
+}
+
+/// One JSON document, on lines of its own or on a single one.
+pub(crate) fn json(value: &impl Serialize, pretty: bool) -> Result<String, Failure> {
+    let text = if pretty {
+        serde_json::to_string_pretty(value)
+    } else {
+        serde_json::to_string(value)
+    };
+    text.map_err(|error| Failure::Failed(format!("cannot write JSON: {error}")))
 }

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use muse_proto::v1::{GenerationRequest, ImageFormat, Priority, TextToImage, generation_request::Task};
 
-use super::sampling::{BaseSampling, SuperresSampling};
+use super::{
+    sampling::{BaseSampling, SuperresSampling},
+    seconds,
+};
 use crate::failure::Failure;
 
 #[derive(Args, Debug)]
@@ -190,14 +193,6 @@ impl From<Urgency> for Priority {
             Urgency::High => Self::High,
         }
     }
-}
-
-fn seconds(text: &str) -> Result<std::time::Duration, String> {
-    let seconds: f64 = text
-        .parse()
-        .map_err(|_| "expected a number of seconds".to_owned())?;
-    std::time::Duration::try_from_secs_f64(seconds)
-        .map_err(|_| "expected a positive number of seconds".to_owned())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

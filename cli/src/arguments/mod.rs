@@ -4,7 +4,7 @@ mod generate;
 mod sampling;
 mod up;
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -146,6 +146,15 @@ pub(crate) enum JobCommand {
 pub(crate) enum QueueCommand {
     /// Waiting, running and delayed jobs of each pool, and its workers
     Status,
+    /// The same again and again, until Ctrl-C; as JSON, a line each time
+    Watch {
+        /// Between two looks
+        #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
+        interval: Duration,
+        /// Stop after so many looks
+        #[arg(long, value_name = "N")]
+        times: Option<u64>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -207,6 +216,14 @@ impl From<State> for JobState {
             State::Cancelled => Self::Cancelled,
         }
     }
+}
+
+/// A span of time, given in seconds.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "expected a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| "expected a positive number of seconds".to_owned())
 }
 
 /// The gateways to ask: the option's, or else those of the environment, or else the default.

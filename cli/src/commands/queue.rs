@@ -1,6 +1,12 @@
-//! `musectl queue status`.
+//! `musectl queue …`.
+
+use std::{
+    io::{IsTerminal as _, stdout},
+    time::Duration,
+};
 
 use muse_proto::v1::{GetQueueStatusRequest, ListWorkersRequest};
+use tokio::{signal::ctrl_c, time::sleep};
 
 use crate::{
     arguments::{Output, QueueCommand},
@@ -10,12 +16,28 @@ use crate::{
     view::queue::QueueView,
 };
 
+/// Clears a terminal and goes to its top.
+const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
+
 pub(crate) async fn run(
     command: &QueueCommand,
     mut gateways: Gateways,
     output: Output,
 ) -> Result<(), Failure> {
-    let QueueCommand::Status = command;
+    match command {
+        QueueCommand::Status => {
+            let view = look(&mut gateways).await?;
+            output::print(output, &view, || view.table())
+        }
+        QueueCommand::Watch { interval, times } => tokio::select! {
+            watched = watch(&mut gateways, *interval, *times, output) => watched,
+            // The way in which a watch ends: no failure.
+            _ = ctrl_c() => Ok(()),
+        },
+    }
+}
+
+async fn look(gateways: &mut Gateways) -> Result<QueueView, Failure> {
     let mut admin = gateways.admin().await?;
     let status = admin
         .get_queue_status(call(GetQueueStatusRequest {}))
@@ -25,6 +47,40 @@ pub(crate) async fn run(
         .list_workers(call(ListWorkersRequest {}))
         .await?
         .into_inner();
-    let view = QueueView::new(&status, &workers);
-    output::print(output, &view, || view.table())
+    Ok(QueueView::new(&status, &workers))
+}
+
+/// Looks again and again. Once a gateway has answered, one that does not is waited for: an operator watches most closely when
+/// things break.
+async fn watch(
+    gateways: &mut Gateways,
+    interval: Duration,
+    times: Option<u64>,
+    output: Output,
+) -> Result<(), Failure> {
+    let mut looks = 0;
+    loop {
+        match look(gateways).await {
+            Ok(view) => {
+                let text = match output {
+                    Output::Json => output::json(&view, false)? + "\n",
+                    Output::Table if stdout().is_terminal() => format!("{CLEAR}{}\n", view.table()),
+                    Output::Table => format!("{}\n\n", view.table()),
+                };
+                if !output::write(text.as_bytes())? {
+                    return Ok(());
+                }
+                looks += 1;
+            }
+            Err(failure) if looks == 0 => return Err(failure),
+            Err(failure) => {
+                eprintln!("{failure}");
+                gateways.move_on();
+            }
+        }
+        if times.is_some_and(|times| looks >= times) {
+            return Ok(());
+        }
+        sleep(interval).await;
+    }
 }
