@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use muse_service::error::Error as CallError;
+use muse_service::{Tenant, error::Error as CallError};
 use tonic_types::FieldViolation;
 
-use crate::connection::RedisError;
+use crate::{connection::RedisError, queue::Refusal};
 
 /// A failed call.
 #[derive(Debug, thiserror::Error)]
@@ -22,9 +22,24 @@ pub enum Error {
     /// The idempotency key stands for another request.
     #[error("the idempotency key stands for another request")]
     IdempotencyConflict,
-    /// Too many jobs wait.
-    #[error("the queue is full")]
-    Full,
+    /// A limit of the whole queue is reached.
+    #[error("the queue is full: {}", .refusal.limit)]
+    Full {
+        /// Which.
+        refusal: Refusal,
+        /// When to try again.
+        retry: Duration,
+    },
+    /// A limit of the tenant's own is reached.
+    #[error("the tenant's {} is reached", .refusal.limit)]
+    Quota {
+        /// Whose.
+        tenant: Tenant,
+        /// Which.
+        refusal: Refusal,
+        /// When to try again.
+        retry: Duration,
+    },
     /// Redis has no room for more jobs.
     #[error("Redis is short of memory")]
     MemoryShort,
@@ -34,6 +49,12 @@ pub enum Error {
         /// When to try again.
         retry: Duration,
     },
+    /// A job that has succeeded or was cancelled cannot be put back.
+    #[error("the job has ended")]
+    HasEnded,
+    /// An audit did not come to its end.
+    #[error("{0}")]
+    AuditStopped(String),
     /// This gateway is going away.
     #[error("this gateway is shutting down")]
     ShuttingDown,
@@ -67,14 +88,37 @@ impl From<Error> for CallError {
                 "request.idempotency_key: the key was used before with another request; use a new key, or send the same \
                  request",
             ),
-            Error::Full => Self::unavailable(
-                "the queue is full: as many jobs as allowed are waiting",
-                FULL_RETRY,
-            ),
+            Error::Full { refusal, retry } => {
+                let why = match refusal.limit.as_str() {
+                    "bytes" => "its jobs take up as many bytes as allowed".to_owned(),
+                    "rate" => format!("it takes {} submissions a second", refusal.value),
+                    _ => "as many jobs as allowed are waiting".to_owned(),
+                };
+                Self::unavailable(format!("the queue is full: {why}"), retry)
+            }
+            Error::Quota {
+                tenant,
+                refusal: Refusal { limit, value, .. },
+                retry,
+            } => {
+                let why = match limit.as_str() {
+                    "max_queued" => format!("{value} jobs wait, as many as tenant {tenant} may have"),
+                    "max_bytes" => {
+                        format!("the jobs of tenant {tenant} would take up more than {value} bytes")
+                    }
+                    _ => format!("tenant {tenant} may submit {value} jobs a second"),
+                };
+                Self::exhausted(why.clone(), retry)
+                    .quota(format!("tenant:{tenant}"), format!("{limit}: {why}"))
+            }
             Error::MemoryShort => Self::unavailable("the queue's memory is nearly full", FULL_RETRY),
             Error::NoModel { retry } => {
                 Self::unavailable("no worker has attached yet, so no model is served", retry)
             }
+            Error::HasEnded => Self::failed_precondition(
+                "the job has succeeded or was cancelled; submit its request again for another one",
+            ),
+            Error::AuditStopped(why) => Self::conflict(why),
             Error::ShuttingDown => {
                 Self::unavailable("this gateway is shutting down; call again", OUTAGE_RETRY)
             }

@@ -19,6 +19,7 @@ pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
         ("limits.steps", u64::from(config.limits.steps)),
         ("limits.page_size", u64::from(config.limits.page_size)),
         ("limits.page_scan", u64::from(config.limits.page_scan)),
+        ("limits.dead_batch", u64::from(config.limits.dead_batch)),
         (
             "limits.control_message_bytes",
             config.limits.control_message_bytes as u64,
@@ -67,6 +68,24 @@ pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
             "hub.worker_expiry_ms",
             "must be at least twice hub.heartbeat_ms",
         ));
+    }
+    let weight = config.queue.tenant.weight;
+    if !weight.is_finite() || weight <= 0.0 {
+        return Err(ConfigError::invalid(
+            "queue.tenant.weight",
+            format!("must be above 0, not {weight}"),
+        ));
+    }
+    for (key, rate) in [
+        ("queue.rate", config.queue.rate),
+        ("queue.tenant.rate", config.queue.tenant.rate),
+    ] {
+        if !rate.is_finite() || rate < 0.0 {
+            return Err(ConfigError::invalid(
+                key,
+                format!("must be at least 0, not {rate}"),
+            ));
+        }
     }
     if !(0.0..=1.0).contains(&config.redis.memory_share) {
         return Err(ConfigError::invalid(

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use muse_service::config::{Drain, GrpcServer, Ops, Telemetry};
 
-use super::{Config, Durability, Hub, Limits, Models, Queue, Redis, Results, Submit, Watch};
+use super::{Config, Durability, Hub, Limits, Models, Queue, Redis, Results, Submit, Tenant, Watch};
 
 impl Default for Config {
     fn default() -> Self {
@@ -58,11 +58,29 @@ impl Default for Queue {
             backoff_cap_ms: 60_000,
             priority_boost_ms: 60_000,
             max_waiting: 1_000_000,
+            max_bytes: 0,
+            rate: 0.0,
+            burst: 0,
+            full_retry_ms: 5_000,
+            tenant: Tenant::default(),
             reap_ms: 500,
             reap_batch: 100,
             keep_done_seconds: 24 * 3600,
             keep_dead_seconds: 7 * 24 * 3600,
             housekeeping_ms: 2_000,
+        }
+    }
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Self {
+            weight: 1.0,
+            max_running: 0,
+            max_queued: 0,
+            max_bytes: 0,
+            rate: 0.0,
+            burst: 0,
         }
     }
 }
@@ -88,6 +106,8 @@ impl Default for Limits {
             page_size: 200,
             default_page_size: 50,
             page_scan: 2_000,
+            dead_batch: 10_000,
+            reason_characters: 256,
             control_message_bytes: 64 * 1024,
         }
     }

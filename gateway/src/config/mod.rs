@@ -100,8 +100,18 @@ pub struct Queue {
     pub backoff_cap_ms: u64,
     /// How much earlier than it arrived a job of high priority is taken to have arrived; of low priority, later.
     pub priority_boost_ms: u64,
-    /// Jobs that may wait in a pool; more are refused with UNAVAILABLE.
+    /// Jobs that may wait in a pool; more are refused with UNAVAILABLE. This and the next three hold for each shard.
     pub max_waiting: u64,
+    /// Bytes that the requests and tokens of live jobs may take up; 0: no limit.
+    pub max_bytes: u64,
+    /// Submissions a second; 0: no limit.
+    pub rate: f64,
+    /// Submissions at once when none came lately; 0: those of a second.
+    pub burst: u64,
+    /// What a refused client is told to wait, where the limit itself does not say it.
+    pub full_retry_ms: u64,
+    /// What a tenant gets that has no settings of its own.
+    pub tenant: Tenant,
     /// Expired leases, delays and deadlines are looked for this often.
     pub reap_ms: u64,
     /// Jobs moved by one call of the reaper, 1 to 100.
@@ -112,6 +122,24 @@ pub struct Queue {
     pub keep_dead_seconds: u64,
     /// Old jobs are looked for, and the queue's metrics are renewed, this often.
     pub housekeeping_ms: u64,
+}
+
+/// What a tenant gets that has no settings of its own (`musectl tenant set`). 0 in a limit: no limit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tenant {
+    /// Share of the work, against the other tenants' weights.
+    pub weight: f64,
+    /// Jobs leased at once, all pools together.
+    pub max_running: u64,
+    /// Jobs queued or delayed at once.
+    pub max_queued: u64,
+    /// Bytes that the requests and tokens of its live jobs may take up.
+    pub max_bytes: u64,
+    /// Submissions a second.
+    pub rate: f64,
+    /// Submissions at once when none came lately; 0: those of a second.
+    pub burst: u64,
 }
 
 /// Limits of a request, checked before anything is stored.
@@ -154,6 +182,10 @@ pub struct Limits {
     pub default_page_size: u32,
     /// Jobs that one ListJobs call looks at when it filters by state.
     pub page_scan: u32,
+    /// Dead jobs that one call retries or forgets at most.
+    pub dead_batch: u32,
+    /// Characters of the reason for a pause.
+    pub reason_characters: usize,
     /// Bytes of a request of the public services.
     pub control_message_bytes: usize,
 }

@@ -116,6 +116,14 @@ async fn complete(
             .await
     };
     let completed = until_stored(shared, store).instrument(span).await?;
+    if let Some(other) = &completed.other_digest {
+        metrics::counter!("muse_digest_disagreements_total", "stage" => attached.stage_name).increment(1);
+        tracing::error!(
+            job = %id, stage = attached.stage_name, worker = attached.worker.id, digest = result.digest(), other,
+            "two shards finished the same stage of a job with different results: they do not run the same model, or one \
+             of them computes wrongly"
+        );
+    }
     match completed.outcome {
         Reported::Refused => {
             return Err(

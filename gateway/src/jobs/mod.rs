@@ -6,9 +6,9 @@ mod page;
 mod record;
 mod stage;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use muse_proto::v1::{
     GenerationRequest, Image, Job, JobState, ListJobsRequest, ListJobsResponse, Priority, Stage,
 };
@@ -25,7 +25,7 @@ pub use self::{
 use crate::{
     Error, config,
     models::Models,
-    queue::{Cancellation, Idempotency, NewJob, Queue, Submission, boost_ms},
+    queue::{Cancellation, Idempotency, NewJob, Queue, Refusal, Submission, boost_ms},
     results::ResultStore,
     validate,
     watch::{Ends, News, Watcher},
@@ -87,7 +87,7 @@ impl Jobs {
     ///
     /// # Errors
     /// [`Error::Invalid`] with every violation, [`Error::NoModel`], [`Error::IdempotencyConflict`], [`Error::Full`],
-    /// [`Error::MemoryShort`], [`Error::Redis`].
+    /// [`Error::Quota`], [`Error::MemoryShort`], [`Error::Redis`].
     pub async fn submit(
         &self,
         tenant: &Tenant,
@@ -143,7 +143,18 @@ impl Jobs {
             Submission::Created(id) => (id, false),
             Submission::Existed(id) => (id, true),
             Submission::Conflict => return Err(Error::IdempotencyConflict),
-            Submission::Full => return Err(Error::Full),
+            Submission::Full(refusal) => {
+                let retry = self.refused("queue", &refusal);
+                return Err(Error::Full { refusal, retry });
+            }
+            Submission::Quota(refusal) => {
+                let (tenant, retry) = (tenant.clone(), self.refused("tenant", &refusal));
+                return Err(Error::Quota {
+                    tenant,
+                    refusal,
+                    retry,
+                });
+            }
         };
         if !already_existed {
             metrics::counter!("muse_jobs_submitted_total", "model" => new.model).increment(1);
@@ -159,7 +170,7 @@ impl Jobs {
     /// # Errors
     /// [`Error::Invalid`] for a name that is none, [`Error::UnknownJob`] also for another tenant's.
     pub async fn get(&self, tenant: &Tenant, job_id: &str) -> Result<Job, Error> {
-        Ok(self.record(tenant, job_id).await?.job)
+        Ok(self.queue.located(self.record(tenant, job_id).await?).await)
     }
 
     /// A page of the tenant's jobs, newest first.
@@ -195,8 +206,20 @@ impl Jobs {
         job_id: &str,
         after_version: u64,
     ) -> Result<impl Stream<Item = Result<(News, Option<Record>), Error>> + Send + use<>, Error> {
-        self.record(tenant, job_id).await?;
-        Ok(self.watcher.watch(parse(job_id)?, after_version))
+        let known = self.record(tenant, job_id).await?;
+        let queue = self.queue.clone();
+        let news = self.watcher.watch(parse(job_id)?, after_version);
+        Ok(news.then(move |item| {
+            let (queue, known) = (queue.clone(), known.clone());
+            async move {
+                let (job, ended) = match item {
+                    Ok((News::Job(job), ended)) => (job, ended),
+                    other => return other,
+                };
+                let job = queue.located(Record { job: *job, ..known }).await;
+                Ok((News::Job(Box::new(job)), ended))
+            }
+        }))
     }
 
     /// The ends of jobs, of which the caller has made sure that they are the tenant's.
@@ -238,6 +261,13 @@ impl Jobs {
             }),
             None => Err(Error::NoImage("the picture is not kept any more".to_owned())),
         }
+    }
+
+    /// Counts a refusal; gives when to try again.
+    fn refused(&self, whose: &'static str, refusal: &Refusal) -> Duration {
+        let limit = refusal.limit.clone();
+        metrics::counter!("muse_jobs_refused_total", "whose" => whose, "limit" => limit).increment(1);
+        Duration::from_millis(refusal.wait_ms.unwrap_or(self.queue.config().full_retry_ms))
     }
 
     async fn record(&self, tenant: &Tenant, job_id: &str) -> Result<Record, Error> {

@@ -3,7 +3,7 @@
 use muse_proto::v1::{JobState, ListJobsRequest, ListJobsResponse};
 use muse_service::Tenant;
 
-use super::JobId;
+use super::{JobId, Record};
 use crate::{Error, config::Limits, queue::Queue};
 
 /// A page of `tenant`'s jobs, newest first. A filter that rejects almost everything ends a page early, with a token.
@@ -46,7 +46,7 @@ pub(super) async fn list(
             }
             before = JobId::parse(&record.job.id).ok();
             if wanted(record.job.state) {
-                jobs.push(record.job);
+                jobs.push(record);
             }
         }
         if !full {
@@ -54,18 +54,20 @@ pub(super) async fn list(
         }
         let done = jobs.len() == size as usize || scanned >= limits.page_scan;
         if last_batch && !full {
-            return Ok(ListJobsResponse {
-                jobs,
-                next_page_token: String::new(),
-            });
+            return Ok(page(queue, jobs, String::new()).await);
         }
         if done {
             let next_page_token = before.map(|id| id.to_string()).unwrap_or_default();
-            return Ok(ListJobsResponse {
-                jobs,
-                next_page_token,
-            });
+            return Ok(page(queue, jobs, next_page_token).await);
         }
+    }
+}
+
+async fn page(queue: &Queue, mut records: Vec<Record>, next_page_token: String) -> ListJobsResponse {
+    queue.locate(&mut records).await;
+    ListJobsResponse {
+        jobs: records.into_iter().map(|record| record.job).collect(),
+        next_page_token,
     }
 }
 

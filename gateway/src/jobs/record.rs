@@ -20,6 +20,10 @@ pub struct Record {
     pub tenant: String,
     /// Where its pictures are, when it has any.
     pub pictures: Option<Nonce>,
+    /// The names of its stages in order, comma-separated.
+    pub stages: String,
+    /// The shard that had it last; empty: none yet.
+    pub last_worker: String,
 }
 
 impl Record {
@@ -109,11 +113,15 @@ impl Record {
             version: number("ver"),
             worker_id,
             request: Some(request),
+            place: None,
+            eta: None,
         };
         Some(Self {
             job,
             tenant: text("tenant").to_owned(),
             pictures: Nonce::from_hex(text("pictures_nonce")),
+            stages: text("stages").to_owned(),
+            last_worker: text("owner").to_owned(),
         })
     }
 

@@ -3,20 +3,28 @@
 //!
 //! The scripts are in `scripts/`; `common.lua` holds the rules that they share.
 
+mod audit;
 mod backoff;
+mod dead;
+mod estimate;
 mod keys;
+mod place;
 mod priority;
 mod read;
 pub(crate) mod scripts;
+mod tenants;
 mod types;
 mod write;
 
 pub use self::{
+    audit::{AuditError, AuditEvent, Audited, Fault, Finding},
     keys::Keys,
     priority::boost_ms,
+    tenants::{AllPaused, SETTINGS, Target},
     types::{
-        Beat, Beaten, Cancellation, Completed, Grant, Idempotency, NewJob, PoolCounts, Purged, Reaped,
-        Reported, StageResult, Submission,
+        Beat, Beaten, Cancellation, Completed, DeadCursor, Failure, Grant, Idempotency, NewJob, Paused,
+        PoolCounts, Purged, Raised, Reaped, Refusal, Reported, Requeued, Settings, StageResult, Submission,
+        TenantStatus,
     },
 };
 use crate::{config, connection::Redis};
@@ -27,18 +35,29 @@ pub struct Queue {
     redis: Redis,
     keys: Keys,
     config: config::Queue,
+    snapshot: place::Snapshot,
 }
 
 impl Queue {
     /// The queue under `prefix`.
     pub fn new(redis: Redis, prefix: &str, config: config::Queue) -> Self {
         let keys = Keys::new(prefix, config.shards);
-        Self { redis, keys, config }
+        Self {
+            redis,
+            keys,
+            config,
+            snapshot: place::Snapshot::default(),
+        }
     }
 
     /// The names of its keys.
     pub fn keys(&self) -> &Keys {
         &self.keys
+    }
+
+    /// How it was set up.
+    pub fn config(&self) -> &config::Queue {
+        &self.config
     }
 
     /// The connection under it.

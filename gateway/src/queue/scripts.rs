@@ -38,6 +38,12 @@ shard_scripts! {
     REAP = "reap.lua";
     CANCEL = "cancel.lua";
     PURGE = "purge.lua";
+    TENANT_SET = "tenant_set.lua";
+    PAUSE = "pause.lua";
+    RETRY_DEAD = "retry_dead.lua";
+    PURGE_DEAD = "purge_dead.lua";
+    REQUEUE = "requeue.lua";
+    AUDIT = "audit.lua";
 }
 
 /// The registry's scripts stand alone.

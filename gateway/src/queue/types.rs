@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use muse_proto::v1::Stage;
 use muse_service::Tenant;
+use sha2::{Digest as _, Sha256};
 
 use crate::jobs::{JobId, Nonce};
 
@@ -49,8 +50,10 @@ pub enum Submission {
     Existed(JobId),
     /// The key stands for another request.
     Conflict,
-    /// As many jobs as allowed are waiting.
-    Full,
+    /// A limit of the whole queue.
+    Full(Refusal),
+    /// A limit of the tenant's own.
+    Quota(Refusal),
 }
 
 /// What became of a cancellation.
@@ -128,6 +131,20 @@ pub enum StageResult {
     Pictures(Vec<u8>),
 }
 
+impl StageResult {
+    /// What it is, encoded.
+    pub fn encoded(&self) -> &[u8] {
+        match self {
+            Self::Tokens(encoded) | Self::Pictures(encoded) => encoded,
+        }
+    }
+
+    /// SHA-256 of the tokens, or of the list of pictures with their digests: equal for equal results.
+    pub fn digest(&self) -> String {
+        hex::encode(Sha256::digest(self.encoded()))
+    }
+}
+
 /// What became of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reported {
@@ -142,7 +159,7 @@ pub enum Reported {
 }
 
 /// What became of a finished stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completed {
     /// The report's fate.
     pub outcome: Reported,
@@ -150,6 +167,8 @@ pub struct Completed {
     pub job_ended: bool,
     /// From submission to now.
     pub age_ms: u64,
+    /// The digest of the result that another finisher of this stage brought, when it is not this one's.
+    pub other_digest: Option<String>,
 }
 
 /// What the reaper moved.
@@ -185,4 +204,153 @@ pub struct PoolCounts {
     pub delayed: u64,
     /// Age of the one that has waited longest.
     pub oldest_ms: Option<u64>,
+}
+
+/// Which limit refused a submission.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// `jobs`, `bytes` or `rate` of the queue; `max_queued`, `max_bytes` or `rate` of the tenant.
+    pub limit: String,
+    /// Its value.
+    pub value: String,
+    /// When it will let a submission pass; `None`: when others have ended.
+    pub wait_ms: Option<u64>,
+}
+
+/// Settings of a tenant, those that were set.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// Share of the work.
+    pub weight: Option<f64>,
+    /// Jobs running at once; 0: no limit, here and below.
+    pub max_running: Option<u64>,
+    /// Jobs queued or delayed at once.
+    pub max_queued: Option<u64>,
+    /// Bytes of its live jobs.
+    pub max_bytes: Option<u64>,
+    /// Submissions a second.
+    pub rate: Option<f64>,
+    /// Submissions at once.
+    pub burst: Option<u64>,
+}
+
+impl Settings {
+    /// From the fields of a tenant's hash.
+    pub(super) fn parse(fields: &std::collections::HashMap<String, String>) -> Self {
+        let float = |name: &str| fields.get(name).and_then(|value| value.parse::<f64>().ok());
+        // Whole numbers are written by this program too, but a person may have written 1e6.
+        let whole = |name: &str| float(name).map(|value| value as u64);
+        Self {
+            weight: float("weight"),
+            max_running: whole("max_running"),
+            max_queued: whole("max_queued"),
+            max_bytes: whole("max_bytes"),
+            rate: float("rate"),
+            burst: whole("burst"),
+        }
+    }
+}
+
+/// A tenant as it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TenantStatus {
+    /// Its name.
+    pub name: String,
+    /// What was set for it.
+    pub settings: Settings,
+    /// Since when and why it is paused.
+    pub paused: Option<Paused>,
+    /// Jobs that wait.
+    pub queued: u64,
+    /// Jobs that run.
+    pub running: u64,
+    /// Jobs that wait for another attempt.
+    pub delayed: u64,
+    /// Bytes of its live jobs.
+    pub bytes: u64,
+}
+
+/// Since when something is paused, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paused {
+    /// Unix time.
+    pub since_ms: u64,
+    /// The operator's words.
+    pub reason: String,
+}
+
+impl Paused {
+    /// From `<ms> <reason>`.
+    pub(super) fn parse(text: &str) -> Self {
+        let (since, reason) = text.split_once(' ').unwrap_or((text, ""));
+        Self {
+            since_ms: since.parse().unwrap_or(0),
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+/// A failure of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Unix time.
+    pub at_ms: u64,
+    /// The stage's name.
+    pub stage: String,
+    /// A `JobErrorReason`.
+    pub reason: i32,
+    /// In words.
+    pub message: String,
+    /// The shard that had it; empty: none.
+    pub worker: String,
+}
+
+impl Failure {
+    /// From `<ms> <stage> <reason> <worker or -> <message>`.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut words = text.splitn(5, ' ');
+        let (at, stage, reason, worker) = (words.next()?, words.next()?, words.next()?, words.next()?);
+        Some(Self {
+            at_ms: at.parse().ok()?,
+            stage: stage.to_owned(),
+            reason: reason.parse().ok()?,
+            worker: if worker == "-" {
+                String::new()
+            } else {
+                worker.to_owned()
+            },
+            message: words.next().unwrap_or_default().to_owned(),
+        })
+    }
+}
+
+/// Where a page of dead jobs goes on: after the job that failed then and has that name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadCursor {
+    /// Unix time of its failure.
+    pub failed_ms: u64,
+    /// Its name.
+    pub id: JobId,
+}
+
+/// What became of a dead job that was to be retried or forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Raised {
+    /// Done.
+    Done,
+    /// It is not dead.
+    NotDead,
+    /// There is no such job.
+    Unknown,
+}
+
+/// What became of a job that was to go back to its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requeued {
+    /// It waits.
+    Queued,
+    /// It has succeeded or was cancelled.
+    Ended,
+    /// No such job.
+    Unknown,
 }

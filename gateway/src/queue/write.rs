@@ -6,7 +6,7 @@ use redis::{Script, ScriptInvocation};
 use super::{
     Queue, backoff, scripts,
     types::{
-        Beat, Beaten, Cancellation, Completed, Grant, NewJob, Purged, Reaped, Reported, StageResult,
+        Beat, Beaten, Cancellation, Completed, Grant, NewJob, Purged, Reaped, Refusal, Reported, StageResult,
         Submission,
     },
 };
@@ -32,7 +32,7 @@ type GrantReply = (
 );
 
 /// How keys are laid out. A gateway that finds a later number must not touch them.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
 impl Queue {
     /// Notes the layout of the keys, or refuses a server that holds another one.
@@ -81,14 +81,27 @@ impl Queue {
             .arg(job.timeout_ms)
             .arg(&job.request)
             .arg(&job.traceparent);
-        call.arg(key).arg(request).arg(self.config.max_waiting);
-        let (outcome, id): (String, String) = self.redis.eval(&call).await?;
+        let (all, tenant) = (&self.config, &self.config.tenant);
+        call.arg(key).arg(request).arg(all.max_waiting);
+        call.arg(all.max_bytes).arg(all.rate).arg(all.burst);
+        call.arg(tenant.max_queued)
+            .arg(tenant.max_bytes)
+            .arg(tenant.rate)
+            .arg(tenant.burst);
+        let (outcome, id, limit, value, wait_ms): (String, String, String, String, u64) =
+            self.redis.eval(&call).await?;
+        let refusal = Refusal {
+            limit,
+            value,
+            wait_ms: Some(wait_ms).filter(|wait| *wait > 0),
+        };
         let id = || JobId::parse(&id).map_err(|_| foreign("submit", &id));
         match outcome.as_str() {
             "created" => Ok(Submission::Created(id()?)),
             "existed" => Ok(Submission::Existed(id()?)),
             "conflict" => Ok(Submission::Conflict),
-            "full" => Ok(Submission::Full),
+            "full" => Ok(Submission::Full(refusal)),
+            "quota" => Ok(Submission::Quota(refusal)),
             other => Err(foreign("submit", other)),
         }
     }
@@ -126,7 +139,9 @@ impl Queue {
             .arg(stage)
             .arg(worker)
             .arg(self.config.lease_ms)
-            .arg(credit);
+            .arg(credit)
+            .arg(self.config.tenant.weight)
+            .arg(self.config.tenant.max_running);
         for nonce in nonces {
             call.arg(nonce.to_string());
         }
@@ -208,23 +223,25 @@ impl Queue {
         rows: u32,
         timing: &[u8],
     ) -> Result<Completed, RedisError> {
-        let (kind, encoded) = match result {
-            StageResult::Tokens(encoded) => ("tokens", encoded),
-            StageResult::Pictures(encoded) => ("pictures", encoded),
+        let kind = match result {
+            StageResult::Tokens(_) => "tokens",
+            StageResult::Pictures(_) => "pictures",
         };
         let mut call = self.on(&scripts::COMPLETE, id.shard());
         call.arg(id.to_string())
             .arg(nonce.to_string())
             .arg(stage)
             .arg(kind)
-            .arg(encoded)
+            .arg(result.encoded())
             .arg(timing)
-            .arg(rows);
-        let (outcome, state, age_ms): (String, String, u64) = self.redis.eval(&call).await?;
+            .arg(rows)
+            .arg(result.digest());
+        let (outcome, state, age_ms, other): (String, String, u64, String) = self.redis.eval(&call).await?;
         Ok(Completed {
             outcome: reported("complete", &outcome)?,
             job_ended: state == "succeeded",
             age_ms,
+            other_digest: Some(other).filter(|digest| !digest.is_empty()),
         })
     }
 
@@ -302,7 +319,7 @@ impl Queue {
         Ok(purged.collect())
     }
 
-    fn on(&self, script: &'static Script, shard: u16) -> ScriptInvocation<'static> {
+    pub(super) fn on(&self, script: &'static Script, shard: u16) -> ScriptInvocation<'static> {
         script.key(self.keys.shard(shard) + "meta")
     }
 }
@@ -317,7 +334,7 @@ fn reported(script: &str, outcome: &str) -> Result<Reported, RedisError> {
     }
 }
 
-fn foreign(script: &str, reply: &str) -> RedisError {
+pub(super) fn foreign(script: &str, reply: &str) -> RedisError {
     RedisError::Refused(format!(
         "script {script} gave an answer that this version does not know: {reply}"
     ))

@@ -39,6 +39,7 @@ async fn a_cancelled_job_is_taken_from_its_worker() {
 async fn a_job_goes_on_at_another_worker_when_the_first_one_dies() {
     let mut scene = Scene::of(&BOTH).await;
     let (job, lost) = scene.lease().await;
+    scene.acknowledge(&lost).await;
     let Scene { worker, client, .. } = scene;
     drop(worker);
 
@@ -69,7 +70,8 @@ async fn a_job_goes_on_at_another_worker_when_the_first_one_dies() {
 async fn a_late_result_counts_while_nobody_took_the_job_over() {
     let mut scene = Scene::of(&[Stage::Base]).await;
     let (job, lease) = scene.lease().await;
-    // No heartbeat: the lease runs out.
+    scene.acknowledge(&lease).await;
+    // No more heartbeats: the lease runs out.
     assert_eq!(
         until_state(&scene.client, &job.id, JobState::Queued)
             .await

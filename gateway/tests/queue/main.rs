@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 #![allow(unreachable_pub, reason = "modules of a test binary, not a crate")]
 
+mod audits;
+mod dead;
 mod harness;
 mod order;
 mod recount;
@@ -10,4 +12,5 @@ mod scripts;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;
+mod tenants;
 mod time;

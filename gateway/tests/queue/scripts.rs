@@ -195,3 +195,42 @@ async fn scripts_come_back_after_they_were_flushed() {
     submit(&queue, job()).await;
     assert_eq!(claim(&queue, BASE, 2).await.len(), 2);
 }
+
+#[tokio::test]
+async fn two_finishers_with_different_results_are_noticed() {
+    let server = RedisServer::start().await;
+    let queue = queue(&server).await;
+    let id = submit(&queue, job()).await;
+    let first = claim_one(&queue).await;
+    // The lease runs out in silence, another shard takes over and finishes first.
+    server
+        .ask::<u64>(&["ZADD", "muse:{s0}:lease", "0", &id.to_string()])
+        .await;
+    queue.reap(0).await.unwrap();
+    let second = claim_one(&queue).await;
+    let finish = async |grant: &Grant, tokens: &[u8]| {
+        let tokens = StageResult::Tokens(tokens.to_vec());
+        queue
+            .complete(grant.id, grant.nonce, "base", &tokens, 1, b"")
+            .await
+            .unwrap()
+    };
+    let accepted = finish(&second, b"one").await;
+    assert_eq!(
+        (accepted.outcome, accepted.other_digest),
+        (Reported::Accepted, None)
+    );
+    let agreeing = finish(&first, b"one").await;
+    assert_eq!((agreeing.outcome, agreeing.other_digest), (Reported::Stale, None));
+    let digest = StageResult::Tokens(b"one".to_vec()).digest();
+    let differing = finish(&first, b"two").await;
+    assert_eq!(
+        (differing.outcome, differing.other_digest.as_ref()),
+        (Reported::Stale, Some(&digest))
+    );
+    let repeated = finish(&second, b"two").await;
+    assert_eq!(
+        (repeated.outcome, repeated.other_digest),
+        (Reported::Duplicate, Some(digest))
+    );
+}

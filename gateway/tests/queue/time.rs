@@ -24,6 +24,8 @@ async fn a_lease_that_runs_out_counts_a_crash_and_the_third_is_poison() {
     let id = submit(&queue, job()).await;
     for crashes in 1..=3 {
         let grant = claim_one(&queue).await;
+        // The worker has it: it is no lease that got lost on its way.
+        queue.beat("worker", &[beat(&grant, 0)]).await.unwrap();
         let reaped = queue.reap(0).await.unwrap();
         assert_eq!((reaped.lost, reaped.dead), (1, u64::from(crashes == 3)));
         let record = queue.get(id).await.unwrap().unwrap();
@@ -34,6 +36,47 @@ async fn a_lease_that_runs_out_counts_a_crash_and_the_third_is_poison() {
         }
     }
     assert_eq!(audit(&server).await, BTreeMap::from([("failed".to_owned(), 1)]));
+}
+
+#[tokio::test]
+async fn leases_that_nobody_acknowledged_are_no_crashes_at_first_but_end_a_job_in_time() {
+    let server = RedisServer::start().await;
+    let queue = queue_with(&server, short_lease()).await;
+    let id = submit(&queue, job()).await;
+    let mut crashes = Vec::new();
+    while state(&queue, id).await == JobState::Queued {
+        claim_one(&queue).await;
+        queue.reap(0).await.unwrap();
+        crashes.push(queue.get(id).await.unwrap().unwrap().job.crashes);
+    }
+    assert_eq!(crashes, [0, 0, 0, 1, 2, 3]);
+    assert_eq!(state(&queue, id).await, JobState::Failed);
+}
+
+#[tokio::test]
+async fn a_worker_that_was_only_slow_pays_back_the_budget_that_was_charged() {
+    let server = RedisServer::start().await;
+    let queue = queue_with(&server, short_lease()).await;
+    let id = submit(&queue, job()).await;
+    for acknowledged in [false, true] {
+        let grant = claim_one(&queue).await;
+        if acknowledged {
+            queue.beat("worker", &[beat(&grant, 1)]).await.unwrap();
+        }
+        queue.reap(0).await.unwrap();
+        let crashes = queue.get(id).await.unwrap().unwrap().job.crashes;
+        assert_eq!(crashes, u32::from(acknowledged));
+        assert_eq!(
+            queue.beat("worker", &[beat(&grant, 2)]).await.unwrap(),
+            [Beaten::Held]
+        );
+        assert_eq!(queue.get(id).await.unwrap().unwrap().job.crashes, 0);
+        queue.release(id, grant.nonce, b"").await.unwrap();
+    }
+    let unacked: Option<u32> = server
+        .ask(&["HGET", &format!("muse:{{s0}}:j:{id}"), "unacked"])
+        .await;
+    assert_eq!(unacked, Some(0));
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use super::{
     model,
     redis_server::RedisServer,
     request, soon, until,
-    worker::FakeWorker,
+    worker::{FakeWorker, report},
 };
 
 pub const BOTH: [Stage; 2] = [Stage::Base, Stage::Superres];
@@ -58,6 +58,21 @@ impl Scene {
         let job = submit(&mut self.client, "a cat").await;
         self.worker.credit(1).await;
         (job, self.worker.lease().await)
+    }
+}
+
+impl Scene {
+    /// The worker's first sign of the lease, and the gateway has it.
+    pub async fn acknowledge(&mut self, lease: &Lease) {
+        self.worker.heartbeat(vec![report(lease, 1, 3)]).await;
+        until("the heartbeat in the job", || {
+            let mut client = self.client.clone();
+            async move {
+                let job = get(&mut client, &lease.job_id).await;
+                job.progress.filter(|progress| progress.step == 1)
+            }
+        })
+        .await;
     }
 }
 

@@ -22,11 +22,12 @@ for i = 3, #ARGV, 5 do
     redis.call('HDEL', P .. 'j:' .. id, 'prev')
     redis.call('ZADD', P .. 'lease', expires, id)
     count('running', job, 1)
-    save(job, 'state', 'running', 'nonce', nonce, 'owner', owner, 'step', step, 'of', of, 'crashes',
-      math.max(0, (tonumber(job.crashes) or 0) - 1))
+    save(job, 'state', 'running', 'nonce', nonce, 'owner', owner, 'step', step, 'of', of, 'acked', nonce,
+      forgive(job))
     reply = 'held'
   elseif job.state == 'running' and job.nonce == nonce then
     redis.call('ZADD', P .. 'lease', expires, id)
+    if job.acked ~= nonce then redis.call('HSET', P .. 'j:' .. id, 'acked', nonce) end
     if job.step ~= step or job.of ~= of then save(job, 'step', step, 'of', of) end
     reply = 'held'
   elseif job.state == 'cancelled' then

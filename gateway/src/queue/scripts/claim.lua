@@ -1,11 +1,16 @@
 -- Leases waiting jobs of a pool to a shard: the tenant of the least virtual time first, and of its jobs that of the
--- lowest score. A job is taken whole while any credit is left, so the last one may exceed it.
--- ARGV: model, stage, owner, lease ms, credit in rows, nonce, nonce, … (one for each job that may be taken)
+-- lowest score. A job is taken whole while any credit is left, so the last one may exceed it. A pool that is paused gives
+-- nothing; a tenant that is paused, or has as many jobs running as it may, is passed over.
+-- ARGV: model, stage, owner, lease ms, credit in rows, weight and most running jobs (0: no limit) of a tenant without
+--       settings of its own, nonce, nonce, … (one for each job that may be taken)
 -- Reply: {{id, nonce, request, low tokens, checkpoint, deadline, traceparent, waited ms, attempts, tenant}, …}
 -- Repeating a call whose reply was lost, with the same nonces, gives the same jobs.
 local model, stage, owner = ARGV[1], ARGV[2], ARGV[3]
-local lease, credit = tonumber(ARGV[4]), tonumber(ARGV[5])
-if not (model and stage and owner and lease and credit and ARGV[6]) or #ARGV > 105 then
+local lease, credit, weight, cap = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+-- The first nonce's place.
+local FIRST = 8
+if not (model and stage and owner and lease and credit and weight and cap and ARGV[FIRST])
+  or #ARGV > FIRST - 1 + 100 then
   return redis.error_reply('ERR claim: bad arguments')
 end
 local pool = model .. ':' .. stage
@@ -22,9 +27,9 @@ end
 
 local claimed_key = P .. 'claim:' .. owner
 local last = redis.call('GET', claimed_key)
-if last and string.sub(last, 1, #ARGV[6]) == ARGV[6] then
-  local again, i = {}, 6
-  for id in string.gmatch(string.sub(last, #ARGV[6] + 1), '%S+') do
+if last and string.sub(last, 1, #ARGV[FIRST]) == ARGV[FIRST] then
+  local again, i = {}, FIRST
+  for id in string.gmatch(string.sub(last, #ARGV[FIRST] + 1), '%S+') do
     local job = load(id)
     if job and job.state == 'running' and job.nonce == ARGV[i] then again[#again + 1] = describe(job, ARGV[i]) end
     i = i + 1
@@ -33,12 +38,12 @@ if last and string.sub(last, 1, #ARGV[6]) == ARGV[6] then
 end
 
 local active = P .. 'act:' .. pool
-if redis.call('EXISTS', active) == 0 then return {} end
+if redis.call('EXISTS', active) == 0 or redis.call('HEXISTS', P .. 'paused', pool) == 1 then return {} end
 
 local expires = lease_clock() + lease
-local granted, ids = {}, ARGV[6]
+local granted, ids = {}, ARGV[FIRST]
 local looks = 0
-while credit > 0 and #granted < #ARGV - 5 and looks < 100 do
+while credit > 0 and #granted < #ARGV - FIRST + 1 and looks < 100 do
   looks = looks + 1
   local head = redis.call('ZRANGE', active, 0, 0, 'WITHSCORES')
   if #head == 0 then break end
@@ -46,6 +51,8 @@ while credit > 0 and #granted < #ARGV - 5 and looks < 100 do
   local queue = P .. 'q:' .. pool .. ':' .. tenant
   local id = redis.call('ZRANGE', queue, 0, 0)[1]
   local job = id and load(id)
+  local own = redis.call('HMGET', P .. 'tenant:' .. tenant, 'weight', 'max_running', 'paused')
+  local most = tonumber(own[2] or cap)
   if not id then
     redis.call('ZREM', active, tenant)
   elseif not job or job.state ~= 'queued' or pool_of(job) ~= pool then
@@ -53,14 +60,15 @@ while credit > 0 and #granted < #ARGV - 5 and looks < 100 do
     redis.call('ZREM', queue, id)
     redis.call('ZREM', P .. 'wait:' .. pool, id)
   elseif tonumber(job.deadline) <= NOW then
-    finish(job, 'failed', 'err_reason', 5, 'err_message', 'the deadline passed while the job waited for a shard')
+    bury(job, 5, 'the deadline passed while the job waited for a shard')
+  elseif own[3] or (most > 0 and number(redis.call('HGET', P .. 'use:' .. tenant, 'running')) >= most) then
+    hold(pool, tenant)
   else
-    local nonce = ARGV[6 + #granted]
-    local weight = tonumber(redis.call('HGET', P .. 'weight', tenant) or 1) or 1
+    local nonce = ARGV[FIRST + #granted]
     local rows = tonumber(job.rows) or 1
     local shown = describe(job, nonce)
     redis.call('HSET', P .. 'vt:' .. pool, '', virtual)
-    redis.call('ZADD', active, virtual + rows / weight, tenant)
+    redis.call('ZADD', active, virtual + rows / tonumber(own[1] or weight), tenant)
     dequeue(job)
     redis.call('ZADD', P .. 'lease', expires, id)
     count('running', job, 1)

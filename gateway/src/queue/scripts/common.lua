@@ -2,7 +2,7 @@
 -- every other key has the same hash tag.
 --
 -- A job is in exactly one place: queued (`q:` and `wait:`), running (`lease`), delayed (`delay`), or ended (`done`
--- or `dead`). `enqueue`, `leave` and `finish` are the only ways in and out.
+-- or `dead`). `enqueue`, `leave` and `finish` are the only ways in and out. docs/queue.md describes keys and scripts.
 
 local P = string.sub(KEYS[1], 1, -5)
 
@@ -11,11 +11,15 @@ local NOW = TIME[1] * 1000 + math.floor(TIME[2] / 1000)
 
 -- An outage of Redis or a jump of its clock adds at most this to the lease clock, so that it expires nothing.
 local LONGEST_TICK = 2000
+-- Failures of a job that are kept.
+local HISTORY = 20
 
 local FIELDS = {
   'state', 'stage', 'model', 'tenant', 'stages', 'rows', 'score', 'nonce', 'prev', 'owner', 'attempts', 'crashes',
-  'deadline', 'step', 'of', 'err_reason', 'reported',
+  'deadline', 'step', 'of', 'err_reason', 'reported', 'bytes', 'acked', 'unacked', 'charged', 'seen',
 }
+
+local LIVE = { queued = true, running = true, delayed = true }
 
 -- The job's fields as strings ('' when absent), or nil.
 local function load(id)
@@ -26,20 +30,65 @@ local function load(id)
   return job
 end
 
+local function number(text) return tonumber(text) or 0 end
+
 local function pool_of(job) return job.model .. ':' .. job.stage end
 
 -- Milliseconds that only pass while the queue is alive. Leases expire by it.
 local function lease_clock()
   local stored = redis.call('HMGET', P .. 'clk', 'last', 'clock')
   local passed = NOW - (tonumber(stored[1]) or NOW)
-  local clock = (tonumber(stored[2]) or 0) + math.max(0, math.min(passed, LONGEST_TICK))
+  local clock = number(stored[2]) + math.max(0, math.min(passed, LONGEST_TICK))
   redis.call('HSET', P .. 'clk', 'last', NOW, 'clock', clock)
   return clock
 end
 
+-- A counter in a hash; 0 is no field.
+local function add(key, field, by)
+  if by ~= 0 and redis.call('HINCRBY', P .. key, field, by) == 0 then redis.call('HDEL', P .. key, field) end
+end
+
+-- The audit that is recounting, or nil. It tallies each live job once, marks it with `seen`, and from then on follows it
+-- through `count` and `charge`; so what it has at the end is exact, though the queue moved all the time.
+local audit
+local function auditing()
+  if audit == nil then audit = redis.call('GET', P .. 'audit') end
+  return audit
+end
+
+local function tally_state(job, state, by)
+  add('recount', 'cnt:' .. state .. ':' .. pool_of(job) .. ':' .. job.tenant, by)
+  add('recount', 'use:' .. job.tenant .. ':' .. state, by)
+end
+
+local function tally_bytes(job, by)
+  add('recount', 'use:' .. job.tenant .. ':bytes', by)
+  add('recount', 'use::bytes', by)
+end
+
+-- Takes a live job into the recount, unless it is there.
+local function see(job)
+  if job.seen == audit then return false end
+  job.seen = audit
+  redis.call('HSET', P .. 'j:' .. job.id, 'seen', audit)
+  tally_bytes(job, number(job.bytes))
+  return true
+end
+
+-- A job into (1) or out of (-1) a live state.
 local function count(state, job, by)
-  local field = state .. ':' .. pool_of(job) .. ':' .. job.tenant
-  if redis.call('HINCRBY', P .. 'cnt', field, by) == 0 then redis.call('HDEL', P .. 'cnt', field) end
+  add('cnt', state .. ':' .. pool_of(job) .. ':' .. job.tenant, by)
+  add('use:' .. job.tenant, state, by)
+  if not auditing() then return end
+  if by > 0 then see(job) end
+  if job.seen == audit then tally_state(job, state, by) end
+end
+
+-- Bytes that a live job takes up, on its tenant's account and on the queue's.
+local function charge(job, by)
+  add('use:' .. job.tenant, 'bytes', by)
+  add('use:', 'bytes', by)
+  if auditing() and job.seen == audit then tally_bytes(job, by) end
 end
 
 -- Writes fields of a job and makes the change visible: a new version, and the doorbell.
@@ -50,17 +99,53 @@ local function save(job, ...)
 end
 
 -- Virtual time of a pool: what the tenant served last had when it was chosen.
-local function pool_time(pool) return tonumber(redis.call('HGET', P .. 'vt:' .. pool, '') or 0) or 0 end
+local function pool_time(pool) return number(redis.call('HGET', P .. 'vt:' .. pool, '')) end
 
--- Into the queue of its stage, at its original score. A tenant that comes back after a pause starts at the pool's
--- virtual time: it gets no credit for having been away.
+-- A tenant into a pool's line. One that comes back after a pause starts at the pool's virtual time: it gets no credit for
+-- having been away.
+local function line_up(pool, tenant)
+  local own = number(redis.call('HGET', P .. 'vt:' .. pool, tenant))
+  redis.call('ZADD', P .. 'act:' .. pool, math.max(own, pool_time(pool)), tenant)
+end
+
+-- A tenant out of a pool's line.
+local function step_out(pool, tenant)
+  local own = number(redis.call('ZSCORE', P .. 'act:' .. pool, tenant))
+  redis.call('ZREM', P .. 'act:' .. pool, tenant)
+  -- Only a tenant ahead of the pool must be remembered; the others start at the pool's time anyway.
+  if own > pool_time(pool) then
+    redis.call('HSET', P .. 'vt:' .. pool, tenant, own)
+  else
+    redis.call('HDEL', P .. 'vt:' .. pool, tenant)
+  end
+end
+
+-- A tenant that is paused or at its cap leaves the line, so that it costs no claim a look, until `admit`.
+local function hold(pool, tenant)
+  step_out(pool, tenant)
+  redis.call('SADD', P .. 'held:' .. tenant, pool)
+end
+
+-- A tenant that was held, back into every line it was taken out of. The next claim looks again whether it may go.
+local function admit(tenant)
+  local held = P .. 'held:' .. tenant
+  local pools = redis.call('SMEMBERS', held)
+  if #pools == 0 then return end
+  redis.call('DEL', held)
+  for _, pool in ipairs(pools) do
+    line_up(pool, tenant)
+    redis.call('PUBLISH', P .. 'work', pool)
+  end
+end
+
+-- Into the queue of its stage, at its original score.
 local function enqueue(job)
   local pool = pool_of(job)
   redis.call('ZADD', P .. 'q:' .. pool .. ':' .. job.tenant, job.score, job.id)
   redis.call('ZADD', P .. 'wait:' .. pool, NOW, job.id)
-  if not redis.call('ZSCORE', P .. 'act:' .. pool, job.tenant) then
-    local own = tonumber(redis.call('HGET', P .. 'vt:' .. pool, job.tenant) or 0) or 0
-    redis.call('ZADD', P .. 'act:' .. pool, math.max(own, pool_time(pool)), job.tenant)
+  if not redis.call('ZSCORE', P .. 'act:' .. pool, job.tenant)
+    and redis.call('SISMEMBER', P .. 'held:' .. job.tenant, pool) == 0 then
+    line_up(pool, job.tenant)
   end
   count('queued', job, 1)
   redis.call('PUBLISH', P .. 'work', pool)
@@ -72,15 +157,8 @@ local function dequeue(job)
   redis.call('ZREM', queue, job.id)
   redis.call('ZREM', P .. 'wait:' .. pool, job.id)
   count('queued', job, -1)
-  if redis.call('EXISTS', queue) == 0 then
-    local own = tonumber(redis.call('ZSCORE', P .. 'act:' .. pool, job.tenant) or 0) or 0
-    redis.call('ZREM', P .. 'act:' .. pool, job.tenant)
-    -- Only a tenant ahead of the pool must be remembered; the others start at the pool's time anyway.
-    if own > pool_time(pool) then
-      redis.call('HSET', P .. 'vt:' .. pool, job.tenant, own)
-    else
-      redis.call('HDEL', P .. 'vt:' .. pool, job.tenant)
-    end
+  if redis.call('EXISTS', queue) == 0 and redis.call('SREM', P .. 'held:' .. job.tenant, pool) == 0 then
+    step_out(pool, job.tenant)
   end
 end
 
@@ -91,6 +169,7 @@ local function leave(job)
   elseif job.state == 'running' then
     redis.call('ZREM', P .. 'lease', job.id)
     count('running', job, -1)
+    admit(job.tenant)
   elseif job.state == 'delayed' then
     redis.call('ZREM', P .. 'delay', job.id)
     count('delayed', job, -1)
@@ -105,13 +184,35 @@ local function revoke(job, reason)
   end
 end
 
+-- The budget that a lost lease was charged to, one less: its shard turned out to be alive.
+local function forgive(job)
+  local budget = job.charged == 'unacked' and 'unacked' or 'crashes'
+  return budget, math.max(0, number(job[budget]) - 1)
+end
+
+-- Remembers what went wrong, with which worker, for an operator.
+local function note(job, reason, message)
+  local history = P .. 'hist:' .. job.id
+  local owner = job.state == 'running' and job.owner ~= '' and job.owner or '-'
+  redis.call('RPUSH', history, table.concat({ NOW, job.stage, reason, owner, message }, ' '))
+  redis.call('LTRIM', history, -HISTORY, -1)
+end
+
 -- Ends a live job for good. More fields may follow.
 local function finish(job, state, ...)
   leave(job)
+  charge(job, -number(job.bytes))
   redis.call('ZREM', P .. 'deadline', job.id)
   redis.call('ZADD', P .. (state == 'failed' and 'dead' or 'done'), NOW, job.id)
   redis.call('HDEL', P .. 'j:' .. job.id, 'nonce', 'prev', 'ckpt')
+  if state ~= 'failed' then redis.call('DEL', P .. 'hist:' .. job.id) end
   save(job, 'state', state, 'finished', NOW, ...)
+end
+
+-- Ends a live job as failed.
+local function bury(job, reason, message, ...)
+  note(job, reason, message)
+  finish(job, 'failed', 'err_reason', reason, 'err_message', message, ...)
 end
 
 -- Back to its queue, with nobody's lease on it. `prev` is the nonce that may still finish it while nobody takes over.
@@ -123,6 +224,35 @@ local function requeue(job, prev, ...)
   enqueue(job)
 end
 
+-- A dead job lives again, as if it had just come to its stage, at its old place in the queue. More fields may follow.
+local function revive(job, ...)
+  local v = redis.call('HMGET', P .. 'j:' .. job.id, 'timeout', 'created')
+  local deadline = NOW + (tonumber(v[1]) or math.max(0, number(job.deadline) - number(v[2])))
+  redis.call('ZREM', P .. 'dead', job.id)
+  redis.call('HDEL', P .. 'j:' .. job.id, 'finished', 'step', 'of', 'owner', 'unacked', 'err_reason', 'err_message')
+  redis.call('ZADD', P .. 'deadline', deadline, job.id)
+  charge(job, number(job.bytes))
+  save(job, 'state', 'queued', 'queued', NOW, 'deadline', deadline, 'attempts', 0, 'crashes', 0, ...)
+  job.state = 'queued'
+  enqueue(job)
+end
+
+-- Forgets a job that has ended. Returns the nonce of its pictures, or ''.
+local function forget(id)
+  local v = redis.call('HMGET', P .. 'j:' .. id, 'tenant', 'idem', 'pictures_nonce')
+  local tenant = v[1]
+  redis.call('ZREM', P .. 'done', id)
+  redis.call('ZREM', P .. 'dead', id)
+  redis.call('DEL', P .. 'j:' .. id, P .. 'hist:' .. id)
+  if not tenant then return '' end
+  redis.call('ZREM', P .. 'jobs:' .. tenant, id)
+  if v[2] then redis.call('DEL', P .. 'idem:' .. tenant .. ':' .. v[2]) end
+  if redis.call('EXISTS', P .. 'jobs:' .. tenant, P .. 'tenant:' .. tenant) == 0 then
+    redis.call('ZREM', P .. 'tenants', tenant)
+  end
+  return v[3] or ''
+end
+
 -- The stages of a job are a comma-separated list, fixed when it was submitted. Returns those before and after `stage`.
 local function neighbours(stages, stage)
   local before, found = nil, false
@@ -132,5 +262,3 @@ local function neighbours(stages, stage)
   end
   return before, nil
 end
-
-local LIVE = { queued = true, running = true, delayed = true }

@@ -1,41 +1,51 @@
 -- A stage is done: on to the next one, or to the end, in one step.
--- ARGV: id, nonce, stage, 'tokens' | 'pictures', the tokens or the list of pictures, timing, rows in the result
--- Reply: {'accepted' | 'duplicate' | 'stale' | 'refused', state now, ms since the job was created}
+-- ARGV: id, nonce, stage, 'tokens' | 'pictures', the tokens or the list of pictures, timing, rows in the result, digest of
+--       the result
+-- Reply: {'accepted' | 'duplicate' | 'stale' | 'refused', state now, ms since the job was created, the digest that another
+--         finisher of this stage gave when it is not this one, else ''}
 local id, nonce, stage, kind, result, timing = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local rows = tonumber(ARGV[7])
-if not (id and nonce and stage and result and timing and rows) or (kind ~= 'tokens' and kind ~= 'pictures') then
+local rows, digest = tonumber(ARGV[7]), ARGV[8]
+if not (id and nonce and stage and result and timing and rows and digest) or (kind ~= 'tokens' and kind ~= 'pictures') then
   return redis.error_reply('ERR complete: bad arguments')
 end
 
 local job = load(id)
-if not job then return { 'stale', '', 0 } end
-local created = tonumber(redis.call('HGET', P .. 'j:' .. id, 'created') or NOW) or NOW
-if redis.call('HGET', P .. 'j:' .. id, 'completed:' .. stage) == nonce then
-  return { 'duplicate', job.state, NOW - created }
-end
+if not job then return { 'stale', '', 0, '' } end
+local v = redis.call('HMGET', P .. 'j:' .. id, 'created', 'completed:' .. stage, 'digest:' .. stage, 'claimed')
+local age, by, known, claimed = NOW - (tonumber(v[1]) or NOW), v[2], v[3], v[4]
+local other = known and known ~= digest and known or ''
+if by == nonce then return { 'duplicate', job.state, age, other } end
 local holds = job.state == 'running' and job.nonce == nonce
 local late = job.state == 'queued' and job.prev == nonce
-if not (holds or late) or job.stage ~= stage then return { 'stale', job.state, NOW - created } end
+if not (holds or late) or job.stage ~= stage then return { 'stale', job.state, age, other } end
 local _, after = neighbours(job.stages, stage)
-if (kind == 'tokens') ~= (after ~= nil) or rows ~= tonumber(job.rows) then
-  return { 'refused', job.state, NOW - created }
-end
+if (kind == 'tokens') ~= (after ~= nil) or rows ~= tonumber(job.rows) then return { 'refused', job.state, age, '' } end
 
-local fields = { 'completed:' .. stage, nonce, 'timing:' .. stage, timing, 'reported', nonce }
+local fields = { 'completed:' .. stage, nonce, 'digest:' .. stage, digest, 'timing:' .. stage, timing, 'reported', nonce }
 local function with(...)
   for _, value in ipairs({ ... }) do fields[#fields + 1] = value end
   return unpack(fields)
 end
--- Late, but not dead: the lost lease was no crash.
-if late then with('crashes', math.max(0, (tonumber(job.crashes) or 0) - 1)) end
+if late then
+  -- Late, but not dead: the lost lease was no crash.
+  with(forgive(job))
+elseif claimed then
+  -- How long the pool's shards take for a job: a moving average, for estimates.
+  local pool, took = pool_of(job), NOW - tonumber(claimed)
+  local before = tonumber(redis.call('HGET', P .. 'took', pool) or took)
+  redis.call('HSET', P .. 'took', pool, string.format('%.1f', before + (took - before) / 16))
+end
 
 if not after then
   finish(job, 'succeeded', with('pictures', result, 'pictures_nonce', nonce))
-  return { 'accepted', 'succeeded', NOW - created }
+  return { 'accepted', 'succeeded', age, '' }
 end
 leave(job)
+charge(job, #result)
+job.bytes = number(job.bytes) + #result
 redis.call('HDEL', P .. 'j:' .. id, 'nonce', 'prev', 'ckpt', 'step', 'of', 'owner')
-save(job, with('out:' .. stage, result, 'stage', after, 'state', 'queued', 'queued', NOW, 'attempts', 0))
+save(job, with('out:' .. stage, result, 'bytes', job.bytes, 'stage', after, 'state', 'queued', 'queued', NOW,
+  'attempts', 0))
 job.state, job.stage = 'queued', after
 enqueue(job)
-return { 'accepted', 'queued', NOW - created }
+return { 'accepted', 'queued', age, '' }

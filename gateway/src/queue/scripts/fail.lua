@@ -11,16 +11,16 @@ if not job then return { 'stale', '' } end
 if redis.call('HGET', P .. 'j:' .. id, 'failed') == nonce then return { 'duplicate', job.state } end
 if job.state ~= 'running' or job.nonce ~= nonce then return { 'stale', job.state } end
 
-local attempts = (tonumber(job.attempts) or 0) + 1
+local attempts = number(job.attempts) + 1
 local delay = retriable == '1' and tonumber(ARGV[5 + attempts])
 if not delay then
-  finish(job, 'failed', 'attempts', attempts, 'failed', nonce, 'reported', nonce, 'err_reason', reason, 'err_message',
-    message)
+  bury(job, reason, message, 'attempts', attempts, 'failed', nonce, 'reported', nonce)
   return { 'accepted', 'failed' }
 end
+note(job, reason, message)
 leave(job)
 -- The next attempt starts afresh: the checkpoint may be what made this one fail.
-redis.call('HDEL', P .. 'j:' .. id, 'nonce', 'prev', 'owner', 'ckpt', 'step', 'of')
+redis.call('HDEL', P .. 'j:' .. id, 'nonce', 'prev', 'ckpt', 'step', 'of')
 redis.call('ZADD', P .. 'delay', NOW + delay, id)
 count('delayed', job, 1)
 save(job, 'state', 'delayed', 'attempts', attempts, 'failed', nonce, 'reported', nonce, 'err_reason', reason,

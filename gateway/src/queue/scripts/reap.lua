@@ -11,7 +11,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'deadline', '-inf', NOW, 'L
   local job = load(id)
   if job and LIVE[job.state] then
     revoke(job, 'deadline')
-    finish(job, 'failed', 'err_reason', 5, 'err_message', 'the deadline passed before the job was done')
+    bury(job, 5, 'the deadline passed before the job was done')
     passed = passed + 1
   else
     redis.call('ZREM', P .. 'deadline', id)
@@ -21,14 +21,21 @@ end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'lease', '-inf', clock, 'LIMIT', 0, limit)) do
   local job = load(id)
   if job and job.state == 'running' then
-    local crashes = (tonumber(job.crashes) or 0) + 1
+    -- A lease that nobody ever gave a sign of may not have reached its worker: a gateway died with it. That is no crash,
+    -- unless it happens so often that the job itself must be what kills its worker at once.
+    local crashes, unacked, charged = number(job.crashes), number(job.unacked), 'crashes'
+    if job.acked ~= job.nonce and unacked < budget then
+      unacked, charged = unacked + 1, 'unacked'
+    else
+      crashes = crashes + 1
+    end
     lost = lost + 1
     if crashes >= budget then
       dead = dead + 1
-      finish(job, 'failed', 'crashes', crashes, 'err_reason', 4, 'err_message',
-        crashes .. ' shards were lost while they held this job; it is not tried again')
+      bury(job, 4, crashes .. ' shards were lost while they held this job; it is not tried again', 'crashes', crashes)
     else
-      requeue(job, job.nonce, 'crashes', crashes)
+      note(job, 4, 'the shard was lost')
+      requeue(job, job.nonce, 'crashes', crashes, 'unacked', unacked, 'charged', charged)
     end
   else
     redis.call('ZREM', P .. 'lease', id)

@@ -13,9 +13,8 @@ if not late and (job.state ~= 'running' or job.nonce ~= nonce) then return { 'st
 if checkpoint ~= '' then redis.call('HSET', P .. 'j:' .. id, 'ckpt', checkpoint) end
 if late then
   redis.call('HDEL', P .. 'j:' .. id, 'prev')
-  save(job, 'released', nonce, 'reported', nonce, 'crashes', math.max(0, (tonumber(job.crashes) or 0) - 1))
+  save(job, 'released', nonce, 'reported', nonce, forgive(job))
 else
-  redis.call('HDEL', P .. 'j:' .. id, 'owner')
   requeue(job, '', 'released', nonce, 'reported', nonce)
 end
 return { 'accepted', 'queued' }

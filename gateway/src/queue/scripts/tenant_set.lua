@@ -1,0 +1,21 @@
+-- Settings of a tenant. What is not set comes from the gateways' configuration.
+-- ARGV: tenant, then pairs: name, value ('' takes the setting away)
+-- Reply: 'ok'
+local tenant = ARGV[1]
+if not tenant or #ARGV % 2 ~= 1 or #ARGV > 101 then return redis.error_reply('ERR tenant_set: bad arguments') end
+for i = 2, #ARGV, 2 do
+  if ARGV[i + 1] ~= '' and not tonumber(ARGV[i + 1]) then return redis.error_reply('ERR tenant_set: bad arguments') end
+end
+
+local key = P .. 'tenant:' .. tenant
+for i = 2, #ARGV, 2 do
+  if ARGV[i + 1] == '' then redis.call('HDEL', key, ARGV[i]) else redis.call('HSET', key, ARGV[i], ARGV[i + 1]) end
+end
+if redis.call('EXISTS', key, P .. 'jobs:' .. tenant) > 0 then
+  redis.call('ZADD', P .. 'tenants', 0, tenant)
+else
+  redis.call('ZREM', P .. 'tenants', tenant)
+end
+-- A higher cap may let it go on at once.
+admit(tenant)
+return 'ok'
