@@ -90,7 +90,7 @@ impl Gateway {
 
         let limit = config.limits.control_message_bytes;
         let generation = GenerationService::new(jobs, &config, shutdown);
-        let admin = AdminService::new(queue.clone(), models.clone());
+        let admin = AdminService::new(queue.clone(), models.clone(), &config);
         let readiness = Readiness::new();
         let grpc = grpc::Server::new(&config.grpc, Authentication::None, readiness.clone())
             .add_service(GenerationServer::new(generation).max_decoding_message_size(limit))

@@ -160,6 +160,7 @@ mod tests {
         let status = GetQueueStatusResponse {
             pools: vec![pool],
             dead: 4,
+            ..GetQueueStatusResponse::default()
         };
         let view = QueueView::new(
             &status,
