@@ -37,6 +37,9 @@ pub(crate) enum Failure {
         state: JobState,
         reason: Option<String>,
     },
+    /// Some lines of a batch have no picture.
+    #[error("{0}")]
+    Incomplete(String),
     /// The local cluster does not run.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
@@ -66,7 +69,7 @@ impl Failure {
                 Code::ResourceExhausted => LIMITED,
                 _ => FAILED,
             },
-            Self::JobEnded { .. } => JOB_FAILED,
+            Self::JobEnded { .. } | Self::Incomplete(_) => JOB_FAILED,
             Self::Cluster(_) | Self::Failed(_) => FAILED,
             Self::Interrupted(_) => INTERRUPTED,
         }

@@ -97,7 +97,7 @@ impl Destination {
 }
 
 /// A temporary file is its owner's alone; a picture is as any other new file under a usual umask.
-fn make_readable(file: &std::fs::File) -> std::io::Result<()> {
+pub(crate) fn make_readable(file: &std::fs::File) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     file.set_permissions(std::fs::Permissions::from_mode(0o644))
 }

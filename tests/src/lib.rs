@@ -7,7 +7,9 @@
     reason = "a test says what it saw by panicking"
 )]
 
+pub mod batch;
 pub mod client;
+pub mod noop;
 pub mod programs;
 pub mod requests;
 

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod batch;
 mod generate;
 mod sampling;
 mod up;
@@ -11,6 +12,7 @@ use clap_complete::Shell;
 use muse_proto::v1::JobState;
 
 pub(crate) use self::{
+    batch::BatchArguments,
     generate::{Format, GenerateArguments, LocalArguments, Show},
     up::UpArguments,
 };
@@ -74,6 +76,8 @@ pub(crate) enum Output {
 pub(crate) enum Command {
     /// Make pictures from a prompt
     Generate(Box<GenerateArguments>),
+    /// Make pictures from a file of prompts; goes on where an earlier run ended
+    Batch(Box<BatchArguments>),
     /// Look at jobs, and cancel them
     #[command(subcommand)]
     Job(JobCommand),

@@ -1,5 +1,6 @@
 //! The commands, a file each.
 
+mod batch;
 mod bundle;
 mod generate;
 mod job;
@@ -27,6 +28,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     match arguments.command {
         Command::Generate(generate) if generate.local => local::run(&generate, global.output)?,
         Command::Generate(generate) => generate::run(&generate, gateways()?, global.output).await?,
+        Command::Batch(batch) => batch::run(&batch, gateways()?, global.output).await?,
         Command::Job(job) => job::run(job, gateways()?, global.output).await?,
         Command::Queue(queue) => queue::run(&queue, gateways()?, global.output).await?,
         Command::Worker(worker) => worker::run(&worker, gateways()?, global.output).await?,

@@ -1,0 +1,172 @@
+//! Workers that compute nothing, for runs in which only the queue and its clients matter.
+
+use std::time::Duration;
+
+use muse_proto::{
+    internal::v1::{
+        AttachRequest, Complete, Credit, ElementType, Heartbeat, Hello, Lease, Picture, Pictures, Tensor,
+        attach_request::Message, attach_response, complete::Result as StageResult,
+        worker_hub_client::WorkerHubClient,
+    },
+    v1::{
+        GuidanceSchedule, ImageFormat, ImageInfo, MaskSchedule, Model, ModelStage, Sampling, Scheduler,
+        Stage, StageTiming, generation_request::Task,
+    },
+};
+use sha2::{Digest as _, Sha256};
+use tokio::{sync::mpsc, task::JoinHandle};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Status;
+
+use crate::client::channel;
+
+/// Rows that each would take at any time.
+const ROWS: u32 = 256;
+/// Well within any lease.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Between two attempts to attach.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Tokens of a base grid of 2 x 3.
+const TOKENS: u64 = 6;
+
+/// A worker of each stage; they end with this.
+#[derive(Debug)]
+pub struct NoopWorkers(Vec<JoinHandle<()>>);
+
+impl NoopWorkers {
+    /// Attached to the gateway at `endpoint`, and again whenever it is back.
+    pub fn start(endpoint: &str) -> Self {
+        let start = |stage: Stage| {
+            let (endpoint, id) = (endpoint.to_owned(), format!("noop-{stage:?}"));
+            tokio::spawn(async move {
+                loop {
+                    let ended = session(&endpoint, &id, stage).await;
+                    eprintln!("{id}: {ended:?}");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            })
+        };
+        Self(vec![start(Stage::Base), start(Stage::Superres)])
+    }
+}
+
+impl Drop for NoopWorkers {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+async fn session(endpoint: &str, id: &str, stage: Stage) -> Result<(), Status> {
+    // Unbounded, so that neither side can hold up the other.
+    let (outbox, messages) = mpsc::unbounded_channel();
+    let send = |message| {
+        let _ = outbox.send(AttachRequest {
+            message: Some(message),
+        });
+    };
+    send(Message::Hello(Hello {
+        worker_id: id.to_owned(),
+        stage: stage.into(),
+        model: Some(model()),
+        provider: "none".to_owned(),
+        device: "none".to_owned(),
+        version: "0".to_owned(),
+        row_budget: ROWS,
+    }));
+    send(Message::Credit(Credit { rows: ROWS }));
+    let mut client = WorkerHubClient::new(channel(endpoint)).max_decoding_message_size(64 * 1024 * 1024);
+    let mut inbox = client
+        .attach(UnboundedReceiverStream::new(messages))
+        .await?
+        .into_inner();
+    let mut beats = tokio::time::interval(HEARTBEAT);
+    loop {
+        tokio::select! {
+            message = inbox.message() => match message?.and_then(|message| message.message) {
+                Some(attach_response::Message::Lease(lease)) => {
+                    send(Message::Complete(result_of(&lease)));
+                    send(Message::Credit(Credit { rows: ROWS }));
+                }
+                Some(attach_response::Message::Drain(_)) | None => return Ok(()),
+                Some(_) => {}
+            },
+            _ = beats.tick() => send(Message::Heartbeat(Heartbeat::default())),
+        }
+    }
+}
+
+fn model() -> Model {
+    let defaults = Sampling {
+        steps: Some(1),
+        guidance: Some(0.0),
+        guidance_schedule: GuidanceSchedule::Linear.into(),
+        temperature: Some(1.0),
+        top_k: Some(0),
+        choice_temperature: Some(1.0),
+        mask_schedule: MaskSchedule::Cosine.into(),
+        scheduler: Scheduler::Confidence.into(),
+    };
+    let stage = |stage: Stage, grid_rows, grid_columns| ModelStage {
+        stage: stage.into(),
+        grid_rows,
+        grid_columns,
+        codebook_size: 64,
+        defaults: Some(defaults),
+        ..ModelStage::default()
+    };
+    Model {
+        name: "noop".to_owned(),
+        version: "1".to_owned(),
+        bundle_digest: "00".repeat(32),
+        stages: vec![stage(Stage::Base, 2, 3), stage(Stage::Superres, 4, 6)],
+        width: 48,
+        height: 32,
+        max_text_tokens: 16,
+        ..Model::default()
+    }
+}
+
+/// Tokens of the base stage; pictures that hold nothing but their job's seed.
+fn result_of(lease: &Lease) -> Complete {
+    let request = lease.request.clone().unwrap_or_default();
+    let count = match &request.task {
+        Some(Task::TextToImage(task)) => task.count.unwrap_or(1),
+        None => 1,
+    };
+    let result = if lease.stage() == Stage::Base {
+        StageResult::Tokens(Tensor {
+            element_type: ElementType::U16.into(),
+            shape: vec![u64::from(count), TOKENS],
+            data: vec![0; count as usize * TOKENS as usize * 2].into(),
+        })
+    } else {
+        let picture = |index| {
+            let data = format!("picture {index} of seed {}", request.seed.unwrap_or_default()).into_bytes();
+            let info = ImageInfo {
+                index,
+                format: ImageFormat::Png.into(),
+                width: 48,
+                height: 32,
+                size_bytes: data.len() as u64,
+                sha256: hex::encode(Sha256::digest(&data)),
+            };
+            Picture {
+                info: Some(info),
+                data: data.into(),
+            }
+        };
+        StageResult::Pictures(Pictures {
+            pictures: (0..count).map(picture).collect(),
+        })
+    };
+    Complete {
+        job_id: lease.job_id.clone(),
+        nonce: lease.nonce.clone(),
+        stage: lease.stage,
+        result: Some(result),
+        timing: Some(StageTiming {
+            stage: lease.stage,
+            ..StageTiming::default()
+        }),
+    }
+}
