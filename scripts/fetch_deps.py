@@ -4,6 +4,7 @@
     scripts/fetch_deps.py onnxruntime valkey     what `make demo` needs
     scripts/fetch_deps.py python                 + a virtual environment for the tests
     scripts/fetch_deps.py python-train           + one with PyTorch, for models/ (several gigabytes)
+    scripts/fetch_deps.py python-foreign         + in that one, what the tests of imported checkpoints compare with
 
 What is already there and right is left alone, without a word. A system library or server is used instead when
 MUSE__RUNTIME__ONNXRUNTIME names a libonnxruntime.so, or MUSE_REDIS_SERVER a redis-server or valkey-server.
@@ -52,7 +53,7 @@ class Failure(Exception):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["onnxruntime", "valkey", "python", "python-train", "rust"])
+    parser.add_argument("what", nargs="+", choices=["onnxruntime", "valkey", "python", "python-train", "python-foreign", "rust"])
     fetchers = {
         "onnxruntime": fetch_onnxruntime,
         "valkey": fetch_valkey,
@@ -60,6 +61,7 @@ def main():
         "python-train": lambda: make_environment(
             DEPS / "python-train", [ROOT / "scripts/requirements-train.txt"], complete=False
         ),
+        "python-foreign": lambda: add_packages(DEPS / "python-train", ROOT / "scripts/requirements-foreign.txt"),
         "rust": check_rust,
     }
     try:
@@ -187,6 +189,23 @@ def make_environment(folder, requirements, complete=True):
     for path in requirements:
         command += ["--requirement", str(path)]
     run_quietly(command, f"could not install {requirements[-1].name} into {folder}; is the network there?")
+    stamp.write_text(wanted)
+
+
+def add_packages(folder, requirements):
+    """More packages in a virtual environment that is there; the list names every one of them."""
+    if not (folder / "bin/python").exists():
+        raise Failure(f"{folder.relative_to(ROOT)} is not there: run scripts/fetch_deps.py python-train first")
+    stamp = folder / f"{requirements.stem}.sha256"
+    wanted = digest(requirements)
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    print(f"adding {requirements.name} to {folder.relative_to(ROOT)}", file=sys.stderr)
+    command = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    run_quietly(
+        [*command, "--no-deps", "--requirement", str(requirements)],
+        f"could not install {requirements.name} into {folder}; is the network there?",
+    )
     stamp.write_text(wanted)
 
 
