@@ -103,8 +103,8 @@ def random_scene(rng: random.Random, held_out: bool = False) -> Scene:
 
 
 CELL = 16
-"""Canvas pixels that a base token stands for. Boxes have the same offset to the cells wherever they stand, so that a thing
-of one size is nearly the same tokens in every place: a small transformer learns it once."""
+"""Canvas pixels that a base token stands for. Boxes have the same offset to the cells wherever they stand, so that a
+thing of one size is nearly the same tokens in every place: a small transformer learns it once."""
 
 SINGLE_SIDE = 96
 PAIR_SIDE = 60

@@ -36,10 +36,10 @@ def decoder_loss(decoded: Tensor) -> Tensor:
 
 
 def combined_gradient(output: Tensor, reconstruction: Tensor, adversarial: Tensor, weight: float) -> Tensor:
-    """Gradient with respect to `output` of both losses, the adversarial one scaled to `weight` times the other's length.
+    """Gradient of both losses with respect to `output`, the adversarial one's length `weight` times the other's.
 
-    The ratio of two losses' gradients, and not of their values, is what keeps one from drowning the other (Esser et al.,
-    2021, take it at the decoder's last layer; here it is taken at the pixels).
+    The ratio of two losses' gradients, and not of their values, is what keeps one from drowning the other (Esser et
+    al., 2021, take it at the decoder's last layer; here it is taken at the pixels).
     """
     (first,) = torch.autograd.grad(reconstruction, output, retain_graph=True)
     (second,) = torch.autograd.grad(adversarial, output)

@@ -71,7 +71,7 @@ class Perception(nn.Module):
         )
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """What each stage makes of `image` [B, 3, H, W] in 0..1: [B, 16, H/2, W/2], [B, 24, H/4, W/4], [B, 40, H/8, W/8]."""
+        """What the stages make of `image` [B, 3, H, W] in 0..1: 16, 24, 40 channels at a half, a quarter, an eighth."""
         # The network was trained on bytes, less 127, over 128.
         states = functional.relu6(self.stem((image * 255 - 127) / 128))
         found = []

@@ -1,4 +1,4 @@
-"""Turns a published bundle back into checkpoints: `python -m muse_models.training.from_bundle --bundle ../bundles/demo`.
+"""Turns a bundle back into checkpoints: `python -m muse_models.training.from_bundle --bundle ../bundles/demo`.
 
 Anyone can then go on training from a bundle: every part's checkpoint lies in the work directory where its command and
 the export look for it, with the bundle's weights (as rounded when they were stored), a fresh optimiser, and no minutes
@@ -112,7 +112,9 @@ def _bias_restorer(part: RelativePositions, length: int) -> Callable[[Tensor], N
 
 
 @torch.no_grad()
-def restore(module: nn.Module, graph_of: Callable[[nn.Module], list[Graph]], paths: list[Path], length: int = 0) -> None:
+def restore(
+    module: nn.Module, graph_of: Callable[[nn.Module], list[Graph]], paths: list[Path], length: int = 0
+) -> None:
     """Fills `module` with the weights of the ONNX files `paths`; `graph_of` gives the graphs they were exported from.
 
     Raises `BundleMismatch`, naming the tensors, where a file lacks one, has one too many, or has one of another shape,
@@ -155,7 +157,8 @@ def restore(module: nn.Module, graph_of: Callable[[nn.Module], list[Graph]], pat
             raise BundleMismatch(f"{path.name} has more than the configuration describes: {', '.join(sorted(stored))}")
     missing = sorted(probes.keys() - restored.keys())
     if missing or len(sums) != len(folded):
-        raise BundleMismatch(f"{', '.join(path.name for path in paths)} hold nothing for {', '.join(missing) or 'positions'}")
+        files = ", ".join(path.name for path in paths)
+        raise BundleMismatch(f"{files}: nothing for {', '.join(missing) or 'positions'}")
     for name, values in restored.items():
         named[name].copy_(values)
     for index, values in sums.items():
@@ -204,8 +207,8 @@ def restore_bundle(bundle: Path, work_dir: Path, config_dir: Path = CONFIG_DIR) 
     """Writes the checkpoints of every part of `bundle` into `work_dir`. Refuses to write over any that is there."""
     with open(bundle / "bundle.toml", "rb") as file:
         manifest = tomllib.load(file)
-    targets = [work_dir / name / "checkpoint.pt" for name in ("text", "tokenizer_base", "tokenizer_superres", "base", "superres")]
-    for target in targets:
+    for name in ("text", "tokenizer_base", "tokenizer_superres", "base", "superres"):
+        target = work_dir / name / "checkpoint.pt"
         if target.exists():
             raise FileExistsError(f"{target} is there already")
     states: dict[str, dict[str, Any]] = {}
@@ -252,7 +255,8 @@ def _restore_transformer(
     table = manifest[stage]
     for name in ("grid", "codebook_size", "vocab_size", "logits_size", "mask_id"):
         if table[name] != config["model"][name]:
-            raise BundleMismatch(f"{stage}: {name} is {table[name]} in the bundle, {config['model'][name]} in its configuration")
+            here = config["model"][name]
+            raise BundleMismatch(f"{stage}: {name} is {table[name]} in the bundle and {here} in the configuration")
     model = build(TransformerConfig.from_dict(config["model"]))
 
     def both(module: nn.Module) -> list[Graph]:

@@ -16,7 +16,7 @@ class Hardware:
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> "Hardware":
-        """Reads `device` ("cpu", "cuda", "cuda:1", …) and `precision` ("auto", "f32" or "bf16") of a `[training]` table.
+        """Reads `device` ("cpu", "cuda", "cuda:1", …) and `precision` ("auto", "f32" or "bf16") of `[training]`.
 
         "auto" is bf16 where the device multiplies it faster than f32, else f32. Raises `ValueError` for a device that
         PyTorch does not find: there is no falling back to another.

@@ -132,7 +132,7 @@ def command(description: str, train: Callable[[dict[str, Any], Path, float], Non
     parser.add_argument("--work-dir", type=Path, default=default_work_dir())
     parser.add_argument("--budget-minutes", type=float, required=True, help="wall-clock time over all restarts")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, help="instead of the configuration's, such as to go on more gently")
+    parser.add_argument("--learning-rate", type=float, help="instead of the configuration's, at its peak")
     parser.add_argument("--device", help="instead of the configuration's")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,4 +1,4 @@
-"""Averages a run's snapshots offline: `python -m muse_models.transformer.average --config configs/base.toml --decay 0.7`.
+"""Averages snapshots offline: `python -m muse_models.transformer.average --config configs/base.toml --decay 0.7`.
 
 Prints the held-out cross-entropy of the last snapshot, of the average that the run kept, and of the offline average for
 every `--decay`, and writes the best of them to `<work-dir>/<name>/averaged.pt`, which the export takes in place of
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--work-dir", type=Path, default=default_work_dir())
-    parser.add_argument("--decay", type=float, action="append", help="of one snapshot to the next; 0.7 if none is given")
+    parser.add_argument("--decay", type=float, action="append", help="of one snapshot to the next (0.7)")
     parser.add_argument("--batches", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The larger decoder's fine-tuning on pictures of a few scenes: grown without a change, better afterwards, resumable."""
+"""The larger decoder's fine-tuning on a few scenes: grown without a change, better afterwards, resumable."""
 
 import json
 from dataclasses import asdict

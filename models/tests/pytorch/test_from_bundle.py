@@ -1,4 +1,4 @@
-"""A bundle turned back into checkpoints: the same weights, in every form of storage, and refusals where it does not fit."""
+"""A bundle turned back into checkpoints: the same weights in every form of storage, or a refusal."""
 
 import shutil
 

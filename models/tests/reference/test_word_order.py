@@ -1,4 +1,4 @@
-"""The demo model reads word order: a caption and its swap give other embeddings, and pictures with the sides exchanged."""
+"""The demo model reads word order: the swap of a caption has other embeddings, and a picture with sides exchanged."""
 
 from pathlib import Path
 
