@@ -72,6 +72,12 @@ impl Machine {
         self.busy_after = busy().await;
     }
 
+    /// Nothing else ran, as far as was seen.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let seen = [self.busy_before, self.busy_after];
+        seen.into_iter().flatten().all(|share| share <= QUIET)
+    }
+
     pub(crate) fn markdown(&self) -> String {
         let mut text = format!(
             "| | |\n|---|---|\n| CPU | {}, {} cores |\n| memory | {:.1} GiB |\n| system | {} |\n",
@@ -88,11 +94,7 @@ impl Machine {
             text,
             "| busy with other work | {before} of all cores before, {after} after |"
         );
-        if [self.busy_before, self.busy_after]
-            .into_iter()
-            .flatten()
-            .any(|share| share > QUIET)
-        {
+        if !self.is_quiet() {
             text.push_str(
                 "\n**The machine was not quiet: other programs ran beside this. Times and rates are too bad by an unknown amount; \
                  only ratios within this run mean anything.**\n",

@@ -143,8 +143,9 @@ fn section(pairs: &[(Made, Split)], passes: &Passes) -> anyhow::Result<Section> 
                 "one job through the idle cluster less the same in the engine, p50, ms",
                 &at_p50,
                 AT_P50,
-            ),
-            Verdict::at_most("the same at p99, ms", &at_p99, AT_P99),
+            )
+            .absolute(),
+            Verdict::at_most("the same at p99, ms", &at_p99, AT_P99).absolute(),
         ],
     })
 }

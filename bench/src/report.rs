@@ -40,6 +40,9 @@ pub(crate) struct Verdict {
     pub(crate) least: f64,
     pub(crate) greatest: f64,
     pub(crate) rounds: usize,
+    /// A difference of times and no ratio: what ran beside this is in it.
+    #[serde(default)]
+    absolute: bool,
     pub(crate) target: Option<Target>,
 }
 
@@ -103,7 +106,16 @@ impl Verdict {
             least,
             greatest,
             rounds: series.len(),
+            absolute: false,
             target,
+        }
+    }
+
+    /// Says that it is a difference of times.
+    pub(crate) fn absolute(self) -> Self {
+        Self {
+            absolute: true,
+            ..self
         }
     }
 
@@ -128,7 +140,7 @@ impl Verdict {
         }
     }
 
-    fn cells(&self) -> [String; 4] {
+    fn cells(&self, quiet: bool) -> [String; 4] {
         let target = match self.target {
             None => "reported".to_owned(),
             Some(Target::AtLeast(bound)) => format!("≥ {}", number(bound)),
@@ -136,6 +148,7 @@ impl Verdict {
         };
         let holds = match self.holds() {
             None => "",
+            Some(_) if self.absolute && !quiet => "not told: the machine was not quiet",
             Some(true) => "yes",
             Some(false) => "**no**",
         };
@@ -188,7 +201,7 @@ impl Report {
             text.push_str("## In short\n\n");
             let mut table = Table::new(&["", "median", "wanted", "reached"]);
             for verdict in verdicts {
-                table.row(verdict.cells());
+                table.row(verdict.cells(self.machine.is_quiet()));
             }
             text.push_str(&table.markdown());
         }
@@ -214,13 +227,14 @@ mod tests {
     fn a_verdict_is_the_medians_and_shows_its_spread() {
         let verdict = Verdict::at_least("ratio", &series(&[0.9, 0.96, 1.2]), 0.95);
         assert_eq!(
-            verdict.cells(),
+            verdict.cells(true),
             ["ratio", "0.96 (0.90–1.20, 3 rounds)", "≥ 0.95", "yes"]
         );
-        let verdict = Verdict::at_most("overhead, ms", &series(&[12.0]), 10.0);
-        assert_eq!(verdict.cells(), ["overhead, ms", "12.0", "≤ 10.0", "**no**"]);
+        let verdict = Verdict::at_most("overhead, ms", &series(&[12.0]), 10.0).absolute();
+        assert!(verdict.cells(false)[3].contains("not quiet"));
+        assert_eq!(verdict.cells(true), ["overhead, ms", "12.0", "≤ 10.0", "**no**"]);
         assert_eq!(
-            Verdict::reported("x", &series(&[1.0])).cells()[2..],
+            Verdict::reported("x", &series(&[1.0])).cells(true)[2..],
             ["reported", ""]
         );
     }
