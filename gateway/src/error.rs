@@ -16,6 +16,9 @@ pub enum Error {
     /// No such job, or another tenant's.
     #[error("no such job")]
     UnknownJob,
+    /// No worker of that name is attached anywhere.
+    #[error("no such worker")]
+    UnknownWorker,
     /// The job has no such picture (yet).
     #[error("{0}")]
     NoImage(String),
@@ -83,6 +86,9 @@ impl From<Error> for CallError {
         match error {
             Error::Invalid(fields) => Self::invalid_fields(fields),
             Error::UnknownJob => Self::not_found("there is no such job"),
+            Error::UnknownWorker => {
+                Self::not_found("no worker of that name is attached; ListWorkers tells the names")
+            }
             Error::NoImage(message) => Self::not_found(message),
             Error::IdempotencyConflict => Self::already_exists(
                 "request.idempotency_key: the key was used before with another request; use a new key, or send the same \

@@ -97,7 +97,8 @@ impl Models {
             .unwrap_or_default()
     }
 
-    /// Notes a worker as alive, and its model as served. `Err` inside: live workers serve another build of it.
+    /// Notes a worker as alive, and its model as served. Gives whether an operator wants it drained. `Err` inside: live
+    /// workers serve another build of the model.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -106,7 +107,7 @@ impl Models {
         worker: &Worker,
         session: &str,
         model: &Model,
-    ) -> Result<Result<(), OtherDigest>, RedisError> {
+    ) -> Result<Result<bool, OtherDigest>, RedisError> {
         let stage = stage_name(worker.stage()).unwrap_or_default();
         let stages: Vec<&str> = model
             .stages
@@ -125,7 +126,7 @@ impl Models {
             .arg(stages.join(","));
         let reply: Vec<redis::Value> = self.queue.redis().eval(&call).await?;
         if reply.len() < 3 {
-            return Ok(Ok(()));
+            return Ok(Ok(matches!(reply.get(1), Some(redis::Value::Int(1)))));
         }
         let text = |index: usize| {
             reply
@@ -137,6 +138,16 @@ impl Models {
             served: text(1),
             workers: text(2).parse().unwrap_or(0),
         }))
+    }
+
+    /// Asks a worker, attached to any gateway, to give its jobs back and end. False: there is no such worker.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn drain(&self, worker: &str) -> Result<bool, RedisError> {
+        let mut call = scripts::WORKER_DRAIN.key(self.queue.keys().registry() + "meta");
+        call.arg(worker);
+        Ok(self.queue.redis().eval::<u64>(&call).await? == 1)
     }
 
     /// A worker's stream ended; no effect when it has attached again meanwhile.

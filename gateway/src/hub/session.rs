@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use muse_proto::{
     internal::v1::{
-        AttachRequest, AttachResponse, Heartbeat, Hello, Lease, Revoke, RevokeReason, Welcome,
+        AttachRequest, AttachResponse, Drain, Heartbeat, Hello, Lease, Revoke, RevokeReason, Welcome,
         attach_request, attach_response::Message,
     },
     v1::{JobErrorReason, Model, ModelStage, Stage, Worker},
@@ -330,16 +330,23 @@ async fn heartbeat(shared: &Shared, attached: &Attached, beat: Heartbeat) -> Rep
         draining: beat.draining,
         ..attached.worker.clone()
     };
+    let mut drain = false;
     match note(shared, attached, &worker).await {
-        Ok(()) => {}
+        // It is told until it does it.
+        Ok(wanted) => drain = wanted && !beat.draining,
         Err(error @ Error::OtherBundle(_)) => return Err(error.into()),
         // The leases do not depend on the table.
         Err(error) => tracing::debug!(%error, "a heartbeat did not reach the table of workers"),
     }
-    reports::beat(shared, attached, beat.leases).await
+    let mut answers = reports::beat(shared, attached, beat.leases).await?;
+    if drain {
+        answers.push(Message::Drain(Drain {}));
+    }
+    Ok(answers)
 }
 
-async fn note(shared: &Shared, attached: &Attached, worker: &Worker) -> Result<(), Error> {
+/// Notes the worker as alive; gives whether an operator wants it drained.
+async fn note(shared: &Shared, attached: &Attached, worker: &Worker) -> Result<bool, Error> {
     let seen = shared
         .models
         .seen(worker, &attached.session, &attached.model)

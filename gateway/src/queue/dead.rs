@@ -27,7 +27,7 @@ impl Queue {
         for shard in 0..self.keys.shards() {
             found.extend(self.dead_of(shard, cursor, limit).await?);
         }
-        found.sort_unstable_by(|a, b| (b.failed_ms, b.id.to_string()).cmp(&(a.failed_ms, a.id.to_string())));
+        found.sort_unstable_by(|a, b| b.cmp(a));
         found.truncate(limit);
         Ok(found)
     }
@@ -40,11 +40,7 @@ impl Queue {
     ) -> Result<Vec<DeadCursor>, RedisError> {
         let key = self.keys.shard(shard) + "dead";
         let from = cursor.map_or_else(|| "+inf".to_owned(), |cursor| cursor.failed_ms.to_string());
-        let is_after = |entry: &DeadCursor| {
-            cursor.is_none_or(|cursor| {
-                (entry.failed_ms, entry.id.to_string()) < (cursor.failed_ms, cursor.id.to_string())
-            })
-        };
+        let is_after = |entry: &DeadCursor| cursor.is_none_or(|cursor| entry < cursor);
         let mut found = Vec::new();
         let mut offset = 0;
         // Jobs that failed in the cursor's millisecond come again and are passed over.

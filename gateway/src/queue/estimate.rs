@@ -5,32 +5,32 @@ use std::collections::BTreeMap;
 
 /// A pool at a moment.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct PoolLoad {
+pub(super) struct PoolLoad {
     /// The tenants that wait there.
-    pub waiting: BTreeMap<String, Waiting>,
+    pub(super) waiting: BTreeMap<String, Waiting>,
     /// Jobs that run.
-    pub running: u64,
+    pub(super) running: u64,
     /// Milliseconds from lease to result, averaged over the last jobs; `None` before the first.
-    pub took_ms: Option<f64>,
+    pub(super) took_ms: Option<f64>,
     /// Nothing is taken.
-    pub paused: bool,
+    pub(super) paused: bool,
 }
 
 /// A tenant's jobs in a pool.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Waiting {
+pub(super) struct Waiting {
     /// How many wait.
-    pub jobs: u64,
+    pub(super) jobs: u64,
     /// Its share.
-    pub weight: f64,
+    pub(super) weight: f64,
     /// None is taken.
-    pub paused: bool,
+    pub(super) paused: bool,
 }
 
 impl PoolLoad {
     /// Jobs that are taken before one that has `own` of its tenant's jobs before it: those, and of each other tenant as
     /// many as its weight gets in the same turns.
-    pub fn ahead(&self, tenant: &str, own: u64) -> u64 {
+    pub(super) fn ahead(&self, tenant: &str, own: u64) -> u64 {
         let weight = self.waiting.get(tenant).map_or(1.0, |waiting| waiting.weight);
         let turns = (own as f64 + 1.0) / weight;
         let others = self
@@ -42,13 +42,13 @@ impl PoolLoad {
     }
 
     /// Milliseconds until `jobs` more have been taken; `None` while nothing runs or nothing was measured.
-    pub fn wait_ms(&self, jobs: u64) -> Option<f64> {
+    pub(super) fn wait_ms(&self, jobs: u64) -> Option<f64> {
         let took = self.took_ms.filter(|_| self.running > 0 && !self.paused)?;
         Some(jobs as f64 * took / self.running as f64)
     }
 
     /// Milliseconds for a job that has yet to come here: behind all that wait, and through.
-    pub fn pass_ms(&self) -> Option<f64> {
+    pub(super) fn pass_ms(&self) -> Option<f64> {
         let waiting: u64 = self.waiting.values().map(|waiting| waiting.jobs).sum();
         let took = self.took_ms?;
         if waiting == 0 {
@@ -59,7 +59,7 @@ impl PoolLoad {
 }
 
 /// Milliseconds of a running job's stage that are left, from how far it is.
-pub fn left_ms(took_ms: f64, step: u32, of: u32) -> f64 {
+pub(super) fn left_ms(took_ms: f64, step: u32, of: u32) -> f64 {
     if of == 0 {
         return took_ms;
     }

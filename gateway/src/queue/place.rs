@@ -23,7 +23,12 @@ type Loads = BTreeMap<(String, String), PoolLoad>;
 
 /// The latest snapshot; shared by the queue's clones.
 #[derive(Clone, Default)]
-pub(super) struct Snapshot(Arc<RwLock<Option<(Instant, Arc<Loads>)>>>);
+pub(super) struct Snapshot(Arc<RwLock<Option<Seen>>>);
+
+struct Seen {
+    read: Instant,
+    loads: Arc<Loads>,
+}
 
 impl Queue {
     /// Fills in the place and the estimates of jobs. Without them a job is still a job: failures are logged alone.
@@ -132,13 +137,16 @@ impl Queue {
         let limit = Duration::from_millis(self.config.housekeeping_ms);
         {
             let latest = self.snapshot.0.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some((_, loads)) = latest.as_ref().filter(|(read, _)| read.elapsed() < limit) {
-                return Ok(Arc::clone(loads));
+            if let Some(seen) = latest.as_ref().filter(|seen| seen.read.elapsed() < limit) {
+                return Ok(Arc::clone(&seen.loads));
             }
         }
         let loads = Arc::new(self.read_loads().await?);
         let mut latest = self.snapshot.0.write().unwrap_or_else(PoisonError::into_inner);
-        *latest = Some((Instant::now(), Arc::clone(&loads)));
+        *latest = Some(Seen {
+            read: Instant::now(),
+            loads: Arc::clone(&loads),
+        });
         Ok(loads)
     }
 

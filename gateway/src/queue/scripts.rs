@@ -47,15 +47,16 @@ shard_scripts! {
 }
 
 /// The registry's scripts stand alone.
-pub(crate) static WORKER_SEEN: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(concat!(
-        "#!lua flags=allow-oom\n",
-        include_str!("scripts/worker_seen.lua")
-    ))
-});
-pub(crate) static WORKER_LEFT: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(concat!(
-        "#!lua flags=allow-oom\n",
-        include_str!("scripts/worker_left.lua")
-    ))
-});
+macro_rules! registry_scripts {
+    ($($name:ident = $file:literal;)*) => {
+        $(pub(crate) static $name: LazyLock<Script> = LazyLock::new(|| {
+            Script::new(concat!("#!lua flags=allow-oom\n", include_str!(concat!("scripts/", $file))))
+        });)*
+    };
+}
+
+registry_scripts! {
+    WORKER_SEEN = "worker_seen.lua";
+    WORKER_LEFT = "worker_left.lua";
+    WORKER_DRAIN = "worker_drain.lua";
+}

@@ -324,8 +324,8 @@ impl Failure {
     }
 }
 
-/// Where a page of dead jobs goes on: after the job that failed then and has that name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where a page of dead jobs goes on: after the job that failed then and has that name. In order of time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeadCursor {
     /// Unix time of its failure.
     pub failed_ms: u64,

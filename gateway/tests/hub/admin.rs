@@ -376,6 +376,8 @@ async fn a_queued_job_knows_its_place_and_how_long_it_will_take() {
     let mut waiting = Vec::new();
     for n in 0..3 {
         waiting.push(submit(&mut scene.client, &format!("cat {n}")).await.id);
+        // Jobs of the same millisecond have no order.
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
     let last = until("the estimates of a queue of three", || {
         let (mut client, id) = (scene.client.clone(), waiting[2].clone());

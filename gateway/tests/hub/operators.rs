@@ -1,6 +1,9 @@
 //! What operators see.
 
-use muse_proto::v1::{GetQueueStatusRequest, ListModelsRequest, ListWorkersRequest, Model, Stage};
+use muse_proto::internal::v1::attach_response::Message;
+use muse_proto::v1::{
+    DrainWorkerRequest, GetQueueStatusRequest, ListModelsRequest, ListWorkersRequest, Model, Stage,
+};
 use tonic::Code;
 
 use crate::support::{
@@ -43,6 +46,42 @@ async fn a_worker_with_another_bundle_of_the_same_name_is_refused_while_the_firs
         .unwrap()
         .into_inner();
     assert_eq!(models.models[0].bundle_digest, new.bundle_digest);
+}
+
+#[tokio::test]
+async fn a_worker_is_told_to_drain_until_it_does_whichever_gateway_it_is_attached_to() {
+    let redis = RedisServer::start().await;
+    let (first, second) = (
+        RunningGateway::start(&redis).await,
+        RunningGateway::start(&redis).await,
+    );
+    let mut worker = FakeWorker::attach(first.address, "w", Stage::Base, &model("tiny", &BOTH)).await;
+    let mut admin = second.admin().await;
+    let drain = |worker: &str| DrainWorkerRequest {
+        worker_id: worker.to_owned(),
+    };
+    let refused = admin.drain_worker(drain("nobody")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+    admin.drain_worker(drain("w")).await.unwrap();
+    for _ in 0..2 {
+        worker.heartbeat(Vec::new()).await;
+        let told = worker.next().await;
+        assert!(matches!(told, Some(Message::Drain(_))), "{told:?}");
+    }
+    // The next of that name is another process.
+    drop(worker);
+    until("the worker to be gone", async || {
+        let mut admin = second.admin().await;
+        let listed = admin.list_workers(ListWorkersRequest {}).await.unwrap();
+        listed.into_inner().workers.is_empty().then_some(())
+    })
+    .await;
+    let mut worker = FakeWorker::attach(first.address, "w", Stage::Base, &model("tiny", &BOTH)).await;
+    let mut client = first.generation().await;
+    submit(&mut client, "a cat").await;
+    worker.heartbeat(Vec::new()).await;
+    worker.credit(1).await;
+    worker.lease().await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use muse_gateway::{
     config,
     jobs::{JobId, Nonce},
-    queue::{Beaten, Cancellation, Grant, Idempotency, NewJob, Reported, StageResult, Submission},
+    queue::{Beaten, Cancellation, Grant, Idempotency, NewJob, Reported, StageResult, Submission, Target},
 };
 use muse_proto::v1::JobState;
 
@@ -232,5 +232,68 @@ async fn two_finishers_with_different_results_are_noticed() {
     assert_eq!(
         (repeated.outcome, repeated.other_digest),
         (Reported::Duplicate, Some(digest))
+    );
+}
+
+#[tokio::test]
+async fn a_job_is_cancelled_in_every_state_and_nothing_is_left_of_it() {
+    let server = RedisServer::start().await;
+    let queue = queue(&server).await;
+    let cancel = async |id| queue.cancel(id, "default").await.unwrap();
+    // Running.
+    let running = submit(&queue, job()).await;
+    let grant = claim_one(&queue).await;
+    assert_eq!(cancel(running).await, Cancellation::Cancelled);
+    assert_eq!(
+        queue.beat("worker", &[beat(&grant, 1)]).await.unwrap(),
+        [Beaten::Cancelled]
+    );
+    assert_eq!(complete_base(&queue, &grant).await, Reported::Stale);
+    assert_eq!(
+        queue.fail(running, grant.nonce, ERROR, true).await.unwrap(),
+        Reported::Stale
+    );
+    assert_eq!(
+        queue.release(running, grant.nonce, b"").await.unwrap(),
+        Reported::Stale
+    );
+    // Delayed.
+    let delayed = submit(&queue, job()).await;
+    let grant = claim_one(&queue).await;
+    queue.fail(delayed, grant.nonce, ERROR, true).await.unwrap();
+    assert_eq!(state(&queue, delayed).await, JobState::Delayed);
+    assert_eq!(cancel(delayed).await, Cancellation::Cancelled);
+    // Between its stages.
+    let between = submit(&queue, job()).await;
+    complete_base(&queue, &claim_one(&queue).await).await;
+    assert_eq!(cancel(between).await, Cancellation::Cancelled);
+    // Queued, its tenant paused, and its lease lost.
+    let tenant = Target::Tenant(muse_service::Tenant::default());
+    let held = submit(&queue, job()).await;
+    queue.pause(&tenant, "a test").await.unwrap();
+    assert!(claim(&queue, BASE, 1).await.is_empty());
+    assert_eq!(cancel(held).await, Cancellation::Cancelled);
+    queue.resume(&tenant).await.unwrap();
+    let lost = submit(&queue, job()).await;
+    let grant = claim_one(&queue).await;
+    server
+        .ask::<u64>(&["ZADD", "muse:{s0}:lease", "0", &lost.to_string()])
+        .await;
+    queue.reap(0).await.unwrap();
+    assert_eq!(cancel(lost).await, Cancellation::Cancelled);
+    assert_eq!(
+        queue.beat("worker", &[beat(&grant, 1)]).await.unwrap(),
+        [Beaten::Cancelled]
+    );
+    // Ended.
+    let dead = submit(&queue, job()).await;
+    let grant = claim_one(&queue).await;
+    queue.fail(dead, grant.nonce, ERROR, false).await.unwrap();
+    assert_eq!(cancel(dead).await, Cancellation::Ended);
+    assert_eq!(state(&queue, dead).await, JobState::Failed);
+    assert!(claim(&queue, BASE, 9).await.is_empty() && claim(&queue, SUPERRES, 9).await.is_empty());
+    assert_eq!(
+        audit(&server).await,
+        BTreeMap::from([("cancelled".to_owned(), 5), ("failed".to_owned(), 1)])
     );
 }

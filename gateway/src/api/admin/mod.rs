@@ -7,12 +7,12 @@ mod tenants;
 
 use futures::stream::BoxStream;
 use muse_proto::v1::{
-    AuditRequest, AuditResponse, GetDeadJobRequest, GetDeadJobResponse, GetQueueStatusRequest,
-    GetQueueStatusResponse, ListDeadJobsRequest, ListDeadJobsResponse, ListTenantsRequest,
-    ListTenantsResponse, ListWorkersRequest, ListWorkersResponse, PauseRequest, PauseResponse,
-    PurgeDeadJobsRequest, PurgeDeadJobsResponse, RequeueJobRequest, RequeueJobResponse, ResumeRequest,
-    ResumeResponse, RetryDeadJobsRequest, RetryDeadJobsResponse, SetTenantRequest, SetTenantResponse,
-    admin_server::Admin,
+    AuditRequest, AuditResponse, DrainWorkerRequest, DrainWorkerResponse, GetDeadJobRequest,
+    GetDeadJobResponse, GetQueueStatusRequest, GetQueueStatusResponse, ListDeadJobsRequest,
+    ListDeadJobsResponse, ListTenantsRequest, ListTenantsResponse, ListWorkersRequest, ListWorkersResponse,
+    PauseRequest, PauseResponse, PurgeDeadJobsRequest, PurgeDeadJobsResponse, RequeueJobRequest,
+    RequeueJobResponse, ResumeRequest, ResumeResponse, RetryDeadJobsRequest, RetryDeadJobsResponse,
+    SetTenantRequest, SetTenantResponse, admin_server::Admin,
 };
 use muse_service::{Tenant, identity::tenant};
 use tonic::{Request, Response, Status};
@@ -70,6 +70,18 @@ impl Admin for AdminService {
     ) -> Result<Response<ListWorkersResponse>, Status> {
         let workers = self.models.workers().await.map_err(Error::from)?;
         Ok(Response::new(ListWorkersResponse { workers }))
+    }
+
+    async fn drain_worker(
+        &self,
+        request: Request<DrainWorkerRequest>,
+    ) -> Result<Response<DrainWorkerResponse>, Status> {
+        let (actor, worker) = (actor(&request)?, request.into_inner().worker_id);
+        if !self.models.drain(&worker).await.map_err(Error::from)? {
+            return Err(Error::UnknownWorker.into());
+        }
+        tracing::info!(%actor, %worker, "a worker is to drain");
+        Ok(Response::new(DrainWorkerResponse {}))
     }
 
     async fn list_tenants(

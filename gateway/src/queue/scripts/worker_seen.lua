@@ -2,7 +2,7 @@
 -- the registry's `meta` key. Sent whole each time, so that a Redis that lost the table has it again in a moment.
 -- ARGV: worker id, session, model, stage, digest, model record, worker record, ms that a silent worker counts as live,
 --       the model's stages, comma-separated
--- Reply: {'ok'} | {'refused', digest that is served, live workers that serve it}
+-- Reply: {'ok', 1 when an operator wants it drained, else 0} | {'refused', digest that is served, live workers that serve it}
 local P = string.sub(KEYS[1], 1, -5)
 local TIME = redis.call('TIME')
 local NOW = TIME[1] * 1000 + math.floor(TIME[2] / 1000)
@@ -39,4 +39,4 @@ redis.call('ZADD', live_key(stage), NOW, worker)
 redis.call('ZREMRANGEBYSCORE', P .. 'seen', '-inf', NOW - 10 * expiry)
 redis.call('ZREMRANGEBYSCORE', live_key(stage), '-inf', NOW - 10 * expiry)
 if new then redis.call('PUBLISH', P .. 'reg', model) end
-return { 'ok' }
+return { 'ok', redis.call('HEXISTS', P .. 'worker:' .. worker, 'drain') }
