@@ -10,7 +10,7 @@ from PIL import Image
 
 from muse_models.data.colours import COLOURS
 from muse_models.data.scene import Item, Scene
-from muse_models.tokenizer import finetune
+from muse_models.tokenizer import finetune, train
 from muse_models.tokenizer.discriminator import PatchDiscriminator, combined_gradient, decoder_loss, discriminator_loss
 from muse_models.tokenizer.finetune import TokenizedPictures
 from muse_models.tokenizer.grow import grown
@@ -195,3 +195,21 @@ def test_a_fine_tuned_decoder_is_better_and_goes_on_where_it_stopped(work_dir, c
             assert torch.equal(value, saved["model"][name])
     assert tokenizer.decoder.layers[0].weight.shape[0] == 16 and len(tokenizer.decoder.layers) == 10
     assert Image.open(work_dir / "decoder" / "reconstructions.png").size == (2 * 12 * 64, 2 * 3 * 64)
+
+
+def test_a_tokenizer_learns_and_goes_on_where_it_stopped(work_dir, capsys, counted_budget):
+    config = {"name": "first", "model": MODEL, "training": {
+        "seed": 1, "batch": 4, "crop": 32, "crop_share": 0.5, "shift_share": 0.1, "spread_weight": 0.02,
+        "learning_rate": 5e-3, "warmup_minutes": 0, "average_decay": 0.8,
+    }}
+    train.train(config, work_dir, minutes=10)
+    train.train(config, work_dir, minutes=60)
+    saved = checkpoint.load(work_dir / "first" / "checkpoint.pt")
+    # Four windows for one picture in the first half of each run's minutes; the clock ticks before a step.
+    assert saved["step"] == 60 and saved["seen"] == (4 * 16 + 6 * 4) + (19 * 16 + 31 * 4)
+    quality = [
+        float(line.split("held-out/psnr")[1].split()[0])
+        for line in capsys.readouterr().out.splitlines() if "held-out/psnr" in line
+    ]
+    assert len(quality) == 2 and quality[1] > quality[0] + 2
+    ImageTokenizer.from_config(saved["config"]).load_state_dict(saved["model"])
