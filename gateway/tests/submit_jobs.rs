@@ -17,19 +17,19 @@ use support::{
     worker::picture_bytes,
 };
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 struct Stream {
-    items: mpsc::UnboundedSender<SubmitJobsRequest>,
+    items: mpsc::Sender<SubmitJobsRequest>,
     answers: Streaming<SubmitJobsResponse>,
     opened: SubmitJobsOpened,
 }
 
 impl Stream {
     async fn open(client: &mut Client) -> Self {
-        let (items, outbox) = mpsc::unbounded_channel();
-        let answers = client.submit_jobs(UnboundedReceiverStream::new(outbox)).await;
+        let (items, outbox) = mpsc::channel(16);
+        let answers = client.submit_jobs(ReceiverStream::new(outbox)).await;
         let mut answers = answers.expect("a stream").into_inner();
         let first = soon("the opening", answers.message()).await.expect("no error");
         let Some(Event::Opened(opened)) = first.and_then(|answer| answer.event) else {
@@ -48,7 +48,7 @@ impl Stream {
             request: Some(request),
             until: until.into(),
         };
-        self.items.send(item).expect("an open stream");
+        self.items.try_send(item).expect("an open stream with room");
     }
 
     async fn next(&mut self) -> Result<Option<(u64, Event)>, Status> {

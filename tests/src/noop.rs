@@ -15,13 +15,15 @@ use muse_proto::{
 };
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::mpsc, task::JoinHandle};
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::client::channel;
 
 /// Rows that each would take at any time.
 const ROWS: u32 = 256;
+/// Messages that may wait to be sent; more than leases are ever granted before their reports are read.
+const OUTBOX: usize = 4096;
 /// Well within any lease.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Between two attempts to attach.
@@ -57,12 +59,13 @@ impl Drop for NoopWorkers {
 }
 
 async fn session(endpoint: &str, id: &str, stage: Stage) -> Result<(), Status> {
-    // Unbounded, so that neither side can hold up the other.
-    let (outbox, messages) = mpsc::unbounded_channel();
-    let send = |message| {
-        let _ = outbox.send(AttachRequest {
+    let (outbox, messages) = mpsc::channel(OUTBOX);
+    let send = async |message| {
+        let message = AttachRequest {
             message: Some(message),
-        });
+        };
+        // A stream that broke is noticed by its other half.
+        let _ = outbox.send(message).await;
     };
     send(Message::Hello(Hello {
         worker_id: id.to_owned(),
@@ -72,25 +75,23 @@ async fn session(endpoint: &str, id: &str, stage: Stage) -> Result<(), Status> {
         device: "none".to_owned(),
         version: "0".to_owned(),
         row_budget: ROWS,
-    }));
-    send(Message::Credit(Credit { rows: ROWS }));
+    }))
+    .await;
+    send(Message::Credit(Credit { rows: ROWS })).await;
     let mut client = WorkerHubClient::new(channel(endpoint)).max_decoding_message_size(64 * 1024 * 1024);
-    let mut inbox = client
-        .attach(UnboundedReceiverStream::new(messages))
-        .await?
-        .into_inner();
+    let mut inbox = client.attach(ReceiverStream::new(messages)).await?.into_inner();
     let mut beats = tokio::time::interval(HEARTBEAT);
     loop {
         tokio::select! {
             message = inbox.message() => match message?.and_then(|message| message.message) {
                 Some(attach_response::Message::Lease(lease)) => {
-                    send(Message::Complete(result_of(&lease)));
-                    send(Message::Credit(Credit { rows: ROWS }));
+                    send(Message::Complete(result_of(&lease))).await;
+                    send(Message::Credit(Credit { rows: ROWS })).await;
                 }
                 Some(attach_response::Message::Drain(_)) | None => return Ok(()),
                 Some(_) => {}
             },
-            _ = beats.tick() => send(Message::Heartbeat(Heartbeat::default())),
+            _ = beats.tick() => send(Message::Heartbeat(Heartbeat::default())).await,
         }
     }
 }

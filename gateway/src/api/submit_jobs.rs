@@ -96,7 +96,7 @@ impl SubmitStream {
         };
         self.answers.send(0, Event::Opened(opened)).await?;
 
-        let mut ends = self.shared.jobs.ends();
+        let mut ends = self.shared.jobs.ends(in_flight);
         let mut accepting = FuturesUnordered::new();
         let mut delivering = FuturesUnordered::new();
         let (mut open, mut draining) = (true, false);
@@ -170,7 +170,7 @@ impl SubmitStream {
         }
     }
 
-    /// Tells what became of an item; the job to follow, if it is to be.
+    /// Tells what became of an item; the job to watch from now on, if there is one.
     async fn accepted(
         &mut self,
         item: Item,
@@ -191,15 +191,16 @@ impl SubmitStream {
         self.answers
             .send(item.sequence, Event::Accepted(accepted))
             .await?;
-        let id = id.filter(|_| is_followed(item.until));
-        if let Some(id) = id {
-            self.followed.entry(id).or_default().push(item);
-        }
-        Ok(id)
+        let Some(id) = id.filter(|_| is_followed(item.until)) else {
+            return Ok(None);
+        };
+        let items = self.followed.entry(id).or_default();
+        items.push(item);
+        // Two items with one key share a job, which is watched once.
+        Ok((items.len() == 1).then_some(id))
     }
 
     async fn end(&mut self, id: JobId, end: Result<Record, Error>) -> Result<(), Left> {
-        // Two items with one key share a job. (A job added twice is told twice; then nobody waits any more.)
         let items = self.followed.remove(&id).unwrap_or_default();
         match end {
             Ok(record) => {

@@ -222,9 +222,9 @@ impl Jobs {
         }))
     }
 
-    /// The ends of jobs, of which the caller has made sure that they are the tenant's.
-    pub fn ends(&self) -> Ends {
-        self.watcher.ends()
+    /// The ends of up to `most` jobs at once, of which the caller has made sure that they are the tenant's.
+    pub fn ends(&self, most: usize) -> Ends {
+        self.watcher.ends(most)
     }
 
     /// One picture of a job.

@@ -28,15 +28,14 @@ type End = (JobId, Result<Record, Error>);
 
 /// The ends of the jobs that were added. Dropping it ends the watch.
 pub struct Ends {
-    added: mpsc::UnboundedSender<JobId>,
+    added: mpsc::Sender<JobId>,
     ended: mpsc::Receiver<End>,
 }
 
 impl Watcher {
-    /// Watches any number of jobs for their ends; none yet.
-    pub fn ends(&self) -> Ends {
-        // Unbounded: whoever adds bounds what it follows, and must not wait here while its reader waits for it.
-        let (added, additions) = mpsc::unbounded_channel();
+    /// Watches up to `most` jobs at once for their ends; none yet.
+    pub fn ends(&self, most: usize) -> Ends {
+        let (added, additions) = mpsc::channel(most);
         let (sender, ended) = mpsc::channel(self.config.outbox);
         let watching = Watching {
             watcher: self.clone(),
@@ -58,10 +57,11 @@ impl Watcher {
 // === impl Ends ===
 
 impl Ends {
-    /// Watches this job too, once; its tenant has been checked before.
+    /// Watches this job too; its tenant has been checked before. A job is not to be added again before its end was told.
     pub fn add(&self, id: JobId) {
-        // Fails only when the watching has ended, and then `next` says so.
-        let _ = self.added.send(id);
+        // There is room for all that may be watched at once, so this fails only when the watching has ended, and then
+        // `next` says so.
+        let _ = self.added.try_send(id);
     }
 
     /// The next end. [`Error::UnknownJob`] for a job that is gone, and what Redis said when it was away for longer than
@@ -98,7 +98,7 @@ async fn ring(mut listening: Listening) -> Option<Listening> {
 // === impl Watching ===
 
 impl Watching {
-    async fn run(mut self, mut additions: mpsc::UnboundedReceiver<JobId>, sender: &mpsc::Sender<End>) {
+    async fn run(mut self, mut additions: mpsc::Receiver<JobId>, sender: &mpsc::Sender<End>) {
         let mut rings = FuturesUnordered::new();
         let reread = Duration::from_millis(self.watcher.config.reread_ms);
         let mut reread = tokio::time::interval_at(Instant::now() + reread, reread);

@@ -271,7 +271,7 @@ mod tests {
         let base = line.request.base.unwrap();
         assert_eq!((base.steps, base.guidance), (Some(18), Some(3.5)));
         assert_eq!(base.mask_schedule(), MaskSchedule::Arccos);
-        let superres = line.request.superres.clone().unwrap();
+        let superres = line.request.superres.unwrap();
         assert_eq!((superres.steps, superres.scheduler()), (None, Scheduler::Halton));
         assert_eq!(line.request.seed, Some(u64::MAX));
         assert_eq!(line.request.priority(), Priority::High);

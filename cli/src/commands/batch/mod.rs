@@ -74,7 +74,8 @@ pub(crate) async fn run(
     folder.compact_failures(true, |id| !settled.is_done(id))?;
 
     let (orders, ordered) = mpsc::channel(writer::GROUP);
-    let (done, written) = mpsc::unbounded_channel();
+    // Never full: it holds what the window has handed over, and as many shards as are ordered at once.
+    let (done, written) = mpsc::channel(arguments.in_flight as usize + writer::GROUP);
     let writer = writer::start(&folder, ordered, done)?;
     let options = feeder::Options {
         template,
@@ -133,6 +134,7 @@ struct Batch {
 }
 
 /// What happened next.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Next {
     Fed(Option<Fed>),
     /// The stream takes an item.
@@ -148,13 +150,15 @@ impl Batch {
     async fn go(
         &mut self,
         mut fed: mpsc::Receiver<Fed>,
-        mut written: mpsc::UnboundedReceiver<Result<Done, Failure>>,
+        mut written: mpsc::Receiver<Result<Done, Failure>>,
     ) -> Result<(), Failure> {
         let mut ticks = tokio::time::interval(display::TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut link, mut all_read, mut sealing) = (None::<Link>, false, 0_u64);
+        let (mut link, mut all_read, mut sealing) = (None::<Link>, false, 0_usize);
         loop {
-            sealing += self.seal().await?;
+            while sealing < writer::GROUP && self.seal().await? {
+                sealing += 1;
+            }
             if all_read && self.window.is_empty() && sealing == 0 {
                 if let Some(link) = link {
                     link.close().await;
@@ -213,14 +217,13 @@ impl Batch {
         }
     }
 
-    /// Orders the shards that can be written; how many.
-    async fn seal(&mut self) -> Result<u64, Failure> {
-        let mut ordered = 0;
-        while let Some(shard) = self.shards.as_mut().and_then(Shards::next) {
-            self.order(Order::Shard(shard)).await?;
-            ordered += 1;
-        }
-        Ok(ordered)
+    /// Orders a shard that can be written; false: there is none.
+    async fn seal(&mut self) -> Result<bool, Failure> {
+        let Some(shard) = self.shards.as_mut().and_then(Shards::next) else {
+            return Ok(false);
+        };
+        self.order(Order::Shard(shard)).await?;
+        Ok(true)
     }
 
     /// One attempt to open a stream; a failed one is borne, or ends the run.

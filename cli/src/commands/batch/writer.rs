@@ -55,7 +55,7 @@ pub(super) enum Done {
 pub(super) fn start(
     folder: &Folder,
     orders: mpsc::Receiver<Order>,
-    done: mpsc::UnboundedSender<Result<Done, Failure>>,
+    done: mpsc::Sender<Result<Done, Failure>>,
 ) -> Result<thread::JoinHandle<()>, Failure> {
     let open =
         |path: PathBuf| Journal::open(&path).map_err(Failure::io(format!("cannot write {}", path.display())));
@@ -72,7 +72,7 @@ pub(super) fn start(
         .name("batch-writer".to_owned())
         .spawn(move || {
             if let Err(failure) = writer.run(orders, &done) {
-                let _ = done.send(Err(failure));
+                let _ = done.blocking_send(Err(failure));
             }
         })
         .map_err(Failure::io("cannot start a thread"))
@@ -101,7 +101,7 @@ impl Writer {
     fn run(
         &mut self,
         mut orders: mpsc::Receiver<Order>,
-        done: &mpsc::UnboundedSender<Result<Done, Failure>>,
+        done: &mpsc::Sender<Result<Done, Failure>>,
     ) -> Result<(), Failure> {
         while let Some(first) = orders.blocking_recv() {
             let mut group = vec![first];
@@ -131,7 +131,7 @@ impl Writer {
             let shards = settled.iter().map(|_| Done::Shard);
             for told in results.into_iter().chain(failures).chain(shards) {
                 // Nobody listens after an interruption; what is written counts all the same.
-                let _ = done.send(Ok(told));
+                let _ = done.blocking_send(Ok(told));
             }
         }
         Ok(())
@@ -320,7 +320,7 @@ mod tests {
 
     fn write(folder: &Folder, orders: Vec<Order>) -> Result<Vec<Done>, Failure> {
         let (sender, receiver) = mpsc::channel(orders.len().max(1));
-        let (done, mut told) = mpsc::unbounded_channel();
+        let (done, mut told) = mpsc::channel(orders.len() + 1);
         let thread = start(folder, receiver, done).unwrap();
         for order in orders {
             sender.try_send(order).unwrap();
