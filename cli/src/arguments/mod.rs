@@ -1,5 +1,6 @@
 //! The command line.
 
+mod admin;
 mod batch;
 mod generate;
 mod sampling;
@@ -12,6 +13,7 @@ use clap_complete::Shell;
 use muse_proto::v1::JobState;
 
 pub(crate) use self::{
+    admin::{DeadCommand, FilterArguments, TargetArguments, TenantCommand, WhichArguments},
     batch::BatchArguments,
     generate::{Format, GenerateArguments, LocalArguments, Show},
     up::UpArguments,
@@ -81,9 +83,21 @@ pub(crate) enum Command {
     /// Look at jobs, and cancel them
     #[command(subcommand)]
     Job(JobCommand),
-    /// Look at the queue
+    /// Look at the queue, and stop parts of it
     #[command(subcommand)]
     Queue(QueueCommand),
+    /// Look at jobs that gave up, try them again or remove them
+    #[command(subcommand)]
+    Dead(DeadCommand),
+    /// Look at tenants, and set their shares and limits
+    #[command(subcommand)]
+    Tenant(TenantCommand),
+    /// Check that every job is in exactly one place of the queue; fails when something is wrong
+    Audit {
+        /// Repair what can be repaired
+        #[arg(long)]
+        repair: bool,
+    },
     /// Look at the workers
     #[command(subcommand)]
     Worker(WorkerCommand),
@@ -130,6 +144,11 @@ pub(crate) enum JobCommand {
         /// Its id
         id: String,
     },
+    /// Put a job back into its queue now: a running one is taken from its worker, a dead one is tried again
+    Requeue {
+        /// Its id
+        id: String,
+    },
     /// Download a job's pictures
     Image {
         /// The job's id
@@ -158,6 +177,19 @@ pub(crate) enum QueueCommand {
         /// Stop after so many looks
         #[arg(long, value_name = "N")]
         times: Option<u64>,
+    },
+    /// Stop leasing the jobs of a pool or a tenant; what runs goes on, and submissions are accepted
+    Pause {
+        #[command(flatten)]
+        target: TargetArguments,
+        /// For whoever wonders later
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Lease them again
+    Resume {
+        #[command(flatten)]
+        target: TargetArguments,
     },
 }
 

@@ -3,7 +3,9 @@
 use std::{path::Path, time::Duration};
 
 use clap::ValueEnum as _;
-use muse_proto::v1::{CancelJobRequest, GetJobRequest, ImageFormat, Job, JobState, ListJobsRequest};
+use muse_proto::v1::{
+    CancelJobRequest, GetJobRequest, ImageFormat, Job, JobState, ListJobsRequest, RequeueJobRequest,
+};
 use tonic::Status;
 
 use crate::{
@@ -44,6 +46,14 @@ pub(crate) async fn run(command: JobCommand, mut gateways: Gateways, output: Out
                 .generation()
                 .await?
                 .cancel_job(call(CancelJobRequest { job_id: id }))
+                .await?;
+            print(&present(response.into_inner().job)?, output)
+        }
+        JobCommand::Requeue { id } => {
+            let response = gateways
+                .admin()
+                .await?
+                .requeue_job(call(RequeueJobRequest { job_id: id }))
                 .await?;
             print(&present(response.into_inner().job)?, output)
         }

@@ -1,12 +1,15 @@
 //! The commands, a file each.
 
+mod audit;
 mod batch;
 mod bundle;
+mod dead;
 mod generate;
 mod job;
 mod local;
 mod model;
 mod queue;
+mod tenant;
 mod up;
 mod worker;
 
@@ -31,6 +34,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Batch(batch) => batch::run(&batch, gateways()?, global.output).await?,
         Command::Job(job) => job::run(job, gateways()?, global.output).await?,
         Command::Queue(queue) => queue::run(&queue, gateways()?, global.output).await?,
+        Command::Dead(dead) => dead::run(dead, gateways()?, global.output).await?,
+        Command::Tenant(tenant) => tenant::run(tenant, gateways()?, global.output).await?,
+        Command::Audit { repair } => audit::run(repair, gateways()?, global.output).await?,
         Command::Worker(worker) => worker::run(&worker, gateways()?, global.output).await?,
         Command::Model(model) => model::run(&model, gateways()?, global.output).await?,
         Command::Bundle(bundle) => bundle::run(bundle, global.output)?,

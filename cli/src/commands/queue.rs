@@ -5,7 +5,8 @@ use std::{
     time::Duration,
 };
 
-use muse_proto::v1::{GetQueueStatusRequest, ListWorkersRequest};
+use muse_proto::v1::{GetQueueStatusRequest, ListWorkersRequest, PauseRequest, ResumeRequest};
+use serde::Serialize;
 use tokio::{signal::ctrl_c, time::sleep};
 
 use crate::{
@@ -13,11 +14,23 @@ use crate::{
     client::{Gateways, call},
     failure::Failure,
     output,
-    view::queue::QueueView,
+    view::{queue::QueueView, tenant::PausedView},
 };
 
 /// Clears a terminal and goes to its top.
 const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
+
+#[derive(Serialize)]
+struct PauseView {
+    paused: Option<PausedView>,
+    /// Somebody had paused it before; that pause stands.
+    already: bool,
+}
+
+#[derive(Serialize)]
+struct ResumeView {
+    was_paused: bool,
+}
 
 pub(crate) async fn run(
     command: &QueueCommand,
@@ -34,6 +47,35 @@ pub(crate) async fn run(
             // The way in which a watch ends: no failure.
             _ = ctrl_c() => Ok(()),
         },
+        QueueCommand::Pause { target, reason } => {
+            let request = PauseRequest {
+                target: target.to_pause(),
+                reason: reason.clone(),
+            };
+            let response = gateways.admin().await?.pause(call(request)).await?.into_inner();
+            let view = PauseView {
+                paused: response.paused.as_ref().map(PausedView::from),
+                already: response.already,
+            };
+            output::print(output, &view, || {
+                let paused = PausedView::cell(view.paused.as_ref());
+                let already = if view.already { " already" } else { "" };
+                format!("{} is{already} paused: {paused}", target.name())
+            })
+        }
+        QueueCommand::Resume { target } => {
+            let request = ResumeRequest {
+                target: target.to_resume(),
+            };
+            let response = gateways.admin().await?.resume(call(request)).await?.into_inner();
+            let view = ResumeView {
+                was_paused: response.was_paused,
+            };
+            output::print(output, &view, || match view.was_paused {
+                true => format!("{} goes on", target.name()),
+                false => format!("{} was not paused", target.name()),
+            })
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use muse_proto::v1::{
-    GenerationRequest, ImageInfo, Job, Progress, Sampling, StageTiming, generation_request::Task,
+    GenerationRequest, ImageInfo, Job, JobError, Progress, Sampling, StageTiming, generation_request::Task,
 };
 use serde::Serialize;
 
@@ -66,8 +66,8 @@ pub(crate) struct ImageView {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct ErrorView {
-    reason: &'static str,
-    message: String,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -89,10 +89,7 @@ impl From<&Job> for JobView {
             progress: job.progress.as_ref().map(ProgressView::from),
             request: job.request.as_ref().map(RequestView::from),
             images: job.images.iter().map(ImageView::from).collect(),
-            error: job.error.as_ref().map(|error| ErrorView {
-                reason: words::reason(error.reason()),
-                message: error.message.clone(),
-            }),
+            error: job.error.as_ref().map(ErrorView::from),
             attempts: job.attempts,
             crashes: job.crashes,
             created_at: time(job.created_at.as_ref()),
@@ -102,6 +99,15 @@ impl From<&Job> for JobView {
             timings: job.timings.iter().map(TimingView::from).collect(),
             version: job.version,
             worker_id: job.worker_id.clone(),
+        }
+    }
+}
+
+impl From<&JobError> for ErrorView {
+    fn from(error: &JobError) -> Self {
+        Self {
+            reason: words::reason(error.reason()),
+            message: error.message.clone(),
         }
     }
 }

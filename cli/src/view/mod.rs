@@ -1,9 +1,11 @@
 //! Answers of the cluster as tables for people and as JSON for machines. JSON keys are part of musectl's interface: units are
 //! in their names, enums are words, times are RFC 3339.
 
+pub(crate) mod dead;
 pub(crate) mod job;
 pub(crate) mod model;
 pub(crate) mod queue;
+pub(crate) mod tenant;
 pub(crate) mod words;
 
 use comfy_table::{ContentArrangement, Table, presets};

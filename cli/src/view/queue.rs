@@ -3,13 +3,20 @@
 use muse_proto::v1::{GetQueueStatusResponse, ListWorkersResponse, Worker};
 use serde::Serialize;
 
-use super::{or_dash, render, seconds, span, table, time, words};
+use super::{or_dash, render, seconds, span, table, tenant::PausedView, time, words};
 
 #[derive(Debug, Serialize)]
 pub(crate) struct QueueView {
     pools: Vec<PoolView>,
     dead: u64,
+    paused_tenants: Vec<PausedTenantView>,
     workers: Vec<WorkerView>,
+}
+
+#[derive(Debug, Serialize)]
+struct PausedTenantView {
+    tenant: String,
+    paused: Option<PausedView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -21,6 +28,7 @@ struct PoolView {
     delayed: u64,
     oldest_seconds: Option<f64>,
     workers: u32,
+    paused: Option<PausedView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -51,17 +59,23 @@ impl QueueView {
             delayed: pool.delayed,
             oldest_seconds: seconds(pool.oldest.as_ref()),
             workers: pool.workers,
+            paused: pool.paused.as_ref().map(PausedView::from),
+        });
+        let paused_tenants = status.paused_tenants.iter().map(|tenant| PausedTenantView {
+            tenant: tenant.tenant.clone(),
+            paused: tenant.paused.as_ref().map(PausedView::from),
         });
         Self {
             pools: pools.collect(),
             dead: status.dead,
+            paused_tenants: paused_tenants.collect(),
             workers: workers_of(workers),
         }
     }
 
     pub(crate) fn table(&self) -> String {
         let mut rows = table(&[
-            "MODEL", "STAGE", "WAITING", "RUNNING", "DELAYED", "OLDEST", "WORKERS",
+            "MODEL", "STAGE", "WAITING", "RUNNING", "DELAYED", "OLDEST", "WORKERS", "PAUSED",
         ]);
         for pool in &self.pools {
             rows.add_row([
@@ -72,14 +86,15 @@ impl QueueView {
                 pool.delayed.to_string(),
                 or_dash(pool.oldest_seconds.map(span)),
                 pool.workers.to_string(),
+                PausedView::cell(pool.paused.as_ref()),
             ]);
         }
-        format!(
-            "{}\n\ndead jobs: {}\n\n{}",
-            render(&rows),
-            self.dead,
-            worker_table(&self.workers)
-        )
+        let mut facts = format!("dead jobs: {}", self.dead);
+        for tenant in &self.paused_tenants {
+            let paused = PausedView::cell(tenant.paused.as_ref());
+            facts.push_str(&format!("\npaused tenant {}: {paused}", tenant.tenant));
+        }
+        format!("{}\n\n{facts}\n\n{}", render(&rows), worker_table(&self.workers))
     }
 }
 

@@ -1,7 +1,8 @@
 //! Enums as the words that people and JSON see.
 
 use muse_proto::v1::{
-    GuidanceSchedule, ImageFormat, JobErrorReason, JobState, MaskSchedule, Priority, Scheduler, Stage,
+    AuditFault, GuidanceSchedule, ImageFormat, JobErrorReason, JobState, MaskSchedule, Priority, Scheduler,
+    Stage,
 };
 
 pub(crate) const fn stage(stage: Stage) -> &'static str {
@@ -64,6 +65,16 @@ pub(crate) const fn reason(reason: JobErrorReason) -> &'static str {
         JobErrorReason::CrashedWorkers => "crashed_workers",
         JobErrorReason::DeadlineExceeded => "deadline_exceeded",
         JobErrorReason::Internal => "internal",
+    }
+}
+
+pub(crate) const fn audit_fault(fault: AuditFault) -> &'static str {
+    match fault {
+        AuditFault::Unspecified => "unspecified",
+        AuditFault::Misplaced => "misplaced",
+        AuditFault::Orphan => "orphan",
+        AuditFault::Broken => "broken",
+        AuditFault::Counter => "counter",
     }
 }
 
