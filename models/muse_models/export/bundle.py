@@ -17,7 +17,9 @@ from .onnx_file import Difference, compare, compare_exact, trace_apart
 from .parts import BundleParts, StagePart, TextPart
 from .storage import EXTERNAL_ABOVE, Precision
 
-__all__ = ["BundleParts", "GraphReport", "StagePart", "TextPart", "write_bundle", "write_bundles"]
+__all__ = [
+    "BundleParts", "GraphReport", "StagePart", "TextPart", "Writing", "bundle_graphs", "write_bundle", "write_bundles",
+]
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def write_bundles(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     reports: dict[Path, list[GraphReport]] = {folder: [] for folder in folders}
-    for name, graph, own in _graphs(parts):
+    for name, graph, own in bundle_graphs(parts):
         traced = trace_apart(graph)
         exact: Difference | None = None
         for folder, precision in folders.items():
@@ -94,8 +96,8 @@ def write_bundles(
     return reports
 
 
-def _graphs(parts: BundleParts) -> Iterator[tuple[str, graphs.Graph, Precision]]:
-    """File name, graph, and the precision of its part."""
+def bundle_graphs(parts: BundleParts) -> Iterator[tuple[str, graphs.Graph, Precision]]:
+    """Every graph of a bundle: file name, graph, and the precision of its part."""
     text_graph = graphs.text_graph(parts.text.encoder, parts.text.max_length)
     yield "text_encoder.onnx", text_graph, parts.text.precision
     text, text_mask = _example_text(parts.text, text_graph)

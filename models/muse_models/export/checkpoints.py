@@ -88,7 +88,7 @@ def text_tokenizer_beside(folder: Path) -> Path:
     for name in ("tokenizer.json", "spiece.model"):
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(f"{folder} has neither tokenizer.json nor spiece.model: name one with --tokenizer")
+    raise ForeignCheckpointError(f"{folder} has neither tokenizer.json nor spiece.model: name one with --tokenizer")
 
 
 def _encoder(sources: Sources, config_dir: Path, scratch: Path) -> T5Encoder:
