@@ -112,14 +112,7 @@ impl Walk<'_> {
         self.step("begin", &[]).await?;
         let mut cursor = 0_u64;
         loop {
-            let mut command = redis::cmd("SCAN");
-            command
-                .arg(cursor)
-                .arg("MATCH")
-                .arg(format!("{}*", glob(&self.prefix)))
-                .arg("COUNT")
-                .arg(BATCH * 5);
-            let (next, keys): (u64, Vec<String>) = self.queue.redis.query(&command).await?;
+            let (next, keys) = self.scan(cursor, "*").await?;
             self.look(&keys).await?;
             self.tell(AuditEvent::Progress(self.sums)).await?;
             cursor = next;
@@ -129,6 +122,14 @@ impl Walk<'_> {
         }
         self.counters().await?;
         self.step("end", &[]).await
+    }
+
+    /// A step through the shard's keys whose names match; the cursor is 0 at the end.
+    async fn scan(&self, cursor: u64, names: &str) -> Result<(u64, Vec<String>), AuditError> {
+        let mut command = redis::cmd("SCAN");
+        command.arg(cursor).arg("MATCH").arg(glob(&self.prefix) + names);
+        command.arg("COUNT").arg(BATCH * 5);
+        Ok(self.queue.redis.query(&command).await?)
     }
 
     async fn look(&mut self, keys: &[String]) -> Result<(), AuditError> {
@@ -202,14 +203,7 @@ impl Walk<'_> {
         names.extend(self.fields("cnt", "cnt:").await?);
         let mut cursor = 0_u64;
         loop {
-            let mut command = redis::cmd("SCAN");
-            command
-                .arg(cursor)
-                .arg("MATCH")
-                .arg(format!("{}use:*", glob(&self.prefix)))
-                .arg("COUNT")
-                .arg(BATCH * 5);
-            let (next, keys): (u64, Vec<String>) = self.queue.redis.query(&command).await?;
+            let (next, keys) = self.scan(cursor, "use:*").await?;
             for key in keys
                 .iter()
                 .filter_map(|key| key.strip_prefix(self.prefix.as_str()))

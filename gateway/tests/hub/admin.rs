@@ -359,7 +359,12 @@ async fn an_audit_tells_what_is_wrong_and_mends_it() {
 
 #[tokio::test]
 async fn a_queued_job_knows_its_place_and_how_long_it_will_take() {
-    let mut scene = Scene::of(&[Stage::Base]).await;
+    // No lease runs out while the test looks.
+    let mut scene = Scene::with(&[Stage::Base], |config| {
+        config.queue.lease_ms = 600_000;
+        config.queue.housekeeping_ms = 50;
+    })
+    .await;
     let (first, lease) = scene.lease().await;
     assert!(get(&mut scene.client, &first.id).await.place.is_none(), "it runs");
     assert_eq!(

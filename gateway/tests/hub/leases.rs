@@ -6,9 +6,8 @@ use muse_proto::{
 };
 
 use crate::support::{
-    model,
     scene::{BOTH, Scene, cancel, get, submit, until_state},
-    worker::{FakeWorker, report, result_of, tokens},
+    worker::{report, result_of, tokens},
 };
 
 #[tokio::test]
@@ -40,21 +39,14 @@ async fn a_job_goes_on_at_another_worker_when_the_first_one_dies() {
     let mut scene = Scene::of(&BOTH).await;
     let (job, lost) = scene.lease().await;
     scene.acknowledge(&lost).await;
-    let Scene { worker, client, .. } = scene;
-    drop(worker);
+    let mut second = scene.another("second").await;
+    drop(scene.worker);
 
-    let mut second = FakeWorker::attach(
-        scene.gateway.address,
-        "second",
-        Stage::Base,
-        &model("tiny", &BOTH),
-    )
-    .await;
     second.credit(1).await;
     let lease = second.lease().await;
     assert_eq!(lease.job_id, job.id);
     assert_ne!(lease.nonce, lost.nonce);
-    let running = until_state(&client, &job.id, JobState::Running).await;
+    let running = until_state(&scene.client, &job.id, JobState::Running).await;
     assert_eq!((running.crashes, running.worker_id.as_str()), (1, "second"));
 
     // The first one was only slow. Its result comes too late, the second's counts, and counts once.
@@ -150,13 +142,7 @@ async fn a_released_job_goes_to_another_worker_and_costs_nothing() {
     scene.worker.credit(0).await;
     scene.worker.release(&lease).await;
     assert_eq!(scene.worker.ack().await.outcome(), AckOutcome::Accepted);
-    let mut second = FakeWorker::attach(
-        scene.gateway.address,
-        "second",
-        Stage::Base,
-        &model("tiny", &BOTH),
-    )
-    .await;
+    let mut second = scene.another("second").await;
     second.credit(1).await;
     let again = second.lease().await;
     assert_eq!(again.job_id, lease.job_id);

@@ -1,8 +1,11 @@
 //! What operators see.
 
-use muse_proto::internal::v1::attach_response::Message;
-use muse_proto::v1::{
-    DrainWorkerRequest, GetQueueStatusRequest, ListModelsRequest, ListWorkersRequest, Model, Stage,
+use muse_proto::{
+    internal::v1::attach_response::Message,
+    v1::{
+        DrainWorkerRequest, GetQueueStatusRequest, ListModelsRequest, ListWorkersRequest, Model, Stage,
+        Worker,
+    },
 };
 use tonic::Code;
 
@@ -14,6 +17,18 @@ use crate::support::{
     until,
     worker::FakeWorker,
 };
+
+async fn two_gateways() -> (RedisServer, RunningGateway, RunningGateway) {
+    let redis = RedisServer::start().await;
+    let first = RunningGateway::start(&redis).await;
+    let second = RunningGateway::start(&redis).await;
+    (redis, first, second)
+}
+
+async fn workers_of(gateway: &RunningGateway) -> Vec<Worker> {
+    let listed = gateway.admin().await.list_workers(ListWorkersRequest {}).await;
+    listed.unwrap().into_inner().workers
+}
 
 #[tokio::test]
 async fn a_worker_with_another_bundle_of_the_same_name_is_refused_while_the_first_is_served() {
@@ -50,11 +65,7 @@ async fn a_worker_with_another_bundle_of_the_same_name_is_refused_while_the_firs
 
 #[tokio::test]
 async fn a_worker_is_told_to_drain_until_it_does_whichever_gateway_it_is_attached_to() {
-    let redis = RedisServer::start().await;
-    let (first, second) = (
-        RunningGateway::start(&redis).await,
-        RunningGateway::start(&redis).await,
-    );
+    let (_redis, first, second) = two_gateways().await;
     let mut worker = FakeWorker::attach(first.address, "w", Stage::Base, &model("tiny", &BOTH)).await;
     let mut admin = second.admin().await;
     let drain = |worker: &str| DrainWorkerRequest {
@@ -71,9 +82,7 @@ async fn a_worker_is_told_to_drain_until_it_does_whichever_gateway_it_is_attache
     // The next of that name is another process.
     drop(worker);
     until("the worker to be gone", async || {
-        let mut admin = second.admin().await;
-        let listed = admin.list_workers(ListWorkersRequest {}).await.unwrap();
-        listed.into_inner().workers.is_empty().then_some(())
+        workers_of(&second).await.is_empty().then_some(())
     })
     .await;
     let mut worker = FakeWorker::attach(first.address, "w", Stage::Base, &model("tiny", &BOTH)).await;
@@ -86,11 +95,7 @@ async fn a_worker_is_told_to_drain_until_it_does_whichever_gateway_it_is_attache
 
 #[tokio::test]
 async fn an_operator_sees_pools_and_workers_over_all_gateways() {
-    let redis = RedisServer::start().await;
-    let (first, second) = (
-        RunningGateway::start(&redis).await,
-        RunningGateway::start(&redis).await,
-    );
+    let (_redis, first, second) = two_gateways().await;
     let tiny = model("tiny", &BOTH);
     let mut base = FakeWorker::attach(first.address, "base-1", Stage::Base, &tiny).await;
     let superres = FakeWorker::attach(second.address, "superres-1", Stage::Superres, &tiny).await;
@@ -126,14 +131,7 @@ async fn an_operator_sees_pools_and_workers_over_all_gateways() {
         "{status:?}"
     );
     let workers = until("the heartbeat in the table", async || {
-        let workers = first
-            .admin()
-            .await
-            .list_workers(ListWorkersRequest {})
-            .await
-            .unwrap()
-            .into_inner()
-            .workers;
+        let workers = workers_of(&first).await;
         workers.iter().any(|worker| worker.rows == 1).then_some(workers)
     })
     .await;
@@ -148,14 +146,7 @@ async fn an_operator_sees_pools_and_workers_over_all_gateways() {
     // A worker that leaves is gone at once.
     drop(base);
     until("one worker", async || {
-        let workers = first
-            .admin()
-            .await
-            .list_workers(ListWorkersRequest {})
-            .await
-            .unwrap()
-            .into_inner()
-            .workers;
+        let workers = workers_of(&first).await;
         (workers.len() == 1).then_some(())
     })
     .await;

@@ -4,7 +4,7 @@ use muse_gateway::Config;
 use muse_proto::{
     internal::v1::Lease,
     v1::{
-        CancelJobRequest, GetJobRequest, Job, JobState, Stage, SubmitJobRequest, WatchJobRequest,
+        CancelJobRequest, GetJobRequest, Job, JobState, Model, Stage, SubmitJobRequest, WatchJobRequest,
         WatchJobResponse, generation_client::GenerationClient,
     },
 };
@@ -28,6 +28,7 @@ pub struct Scene {
     pub gateway: RunningGateway,
     pub worker: FakeWorker,
     pub client: Client,
+    pub model: Model,
 }
 
 impl Scene {
@@ -42,15 +43,21 @@ impl Scene {
         let mut config = cluster::config(&redis);
         change(&mut config);
         let gateway = RunningGateway::start_with(config).await;
-        let worker =
-            FakeWorker::attach(gateway.address, "worker-1", Stage::Base, &model("tiny", stages)).await;
+        let model = model("tiny", stages);
+        let worker = FakeWorker::attach(gateway.address, "worker-1", Stage::Base, &model).await;
         let client = gateway.generation().await;
         Self {
             redis,
             gateway,
             worker,
             client,
+            model,
         }
+    }
+
+    /// Another worker of the first stage.
+    pub async fn another(&self, id: &str) -> FakeWorker {
+        FakeWorker::attach(self.gateway.address, id, Stage::Base, &self.model).await
     }
 
     /// A new job, and the worker's lease on it.

@@ -31,6 +31,24 @@ enum Which {
     Filter(DeadFilter),
 }
 
+impl From<retry_dead_jobs_request::Which> for Which {
+    fn from(which: retry_dead_jobs_request::Which) -> Self {
+        match which {
+            retry_dead_jobs_request::Which::Jobs(ids) => Self::Jobs(ids),
+            retry_dead_jobs_request::Which::Filter(filter) => Self::Filter(filter),
+        }
+    }
+}
+
+impl From<purge_dead_jobs_request::Which> for Which {
+    fn from(which: purge_dead_jobs_request::Which) -> Self {
+        match which {
+            purge_dead_jobs_request::Which::Jobs(ids) => Self::Jobs(ids),
+            purge_dead_jobs_request::Which::Filter(filter) => Self::Filter(filter),
+        }
+    }
+}
+
 /// How many it was done to.
 #[derive(Default)]
 struct Acted {
@@ -108,12 +126,7 @@ impl AdminService {
         actor: &Tenant,
         request: RetryDeadJobsRequest,
     ) -> Result<RetryDeadJobsResponse, Error> {
-        use retry_dead_jobs_request::Which as Given;
-        let which = match request.which {
-            None => None,
-            Some(Given::Jobs(ids)) => Some(Which::Jobs(ids)),
-            Some(Given::Filter(filter)) => Some(Which::Filter(filter)),
-        };
+        let which = request.which.map(Which::from);
         let Acted {
             count,
             not_dead,
@@ -131,12 +144,7 @@ impl AdminService {
         actor: &Tenant,
         request: PurgeDeadJobsRequest,
     ) -> Result<PurgeDeadJobsResponse, Error> {
-        use purge_dead_jobs_request::Which as Given;
-        let which = match request.which {
-            None => None,
-            Some(Given::Jobs(ids)) => Some(Which::Jobs(ids)),
-            Some(Given::Filter(filter)) => Some(Which::Filter(filter)),
-        };
+        let which = request.which.map(Which::from);
         let Acted {
             count,
             not_dead,
