@@ -93,9 +93,7 @@ def _sources(arguments: argparse.Namespace, config: dict) -> Sources:
         stage = name.removesuffix("_tokenizer")
         if files[name] is not None or arguments.random or (stage == "superres" and "superres" not in config):
             continue
-        # Another's transformer comes with its image tokenizer in the same file.
-        transformer = getattr(arguments, stage, None)
-        if name.endswith("_tokenizer") and transformer is not None and not is_own(transformer):
+        if _brings_tokenizer(name, getattr(arguments, stage, None)):
             continue
         candidates = [arguments.work_dir / path for path in paths]
         files[name] = next((path for path in candidates if path.is_file()), candidates[-1])
@@ -103,8 +101,17 @@ def _sources(arguments: argparse.Namespace, config: dict) -> Sources:
     if arguments.tokenizer is None and text is not None and text.is_dir():
         tokenizer = text_tokenizer_beside(text)
     for name, path in files.items():
-        print(f"{name:18} {path or 'random weights'}", flush=True)
+        stage = name.removesuffix("_tokenizer")
+        if stage == "superres" and "superres" not in config:
+            continue
+        brought = path is None and _brings_tokenizer(name, files.get(stage))
+        print(f"{name:18} {files[stage] if brought else path or 'random weights'}", flush=True)
     return Sources(tiny_tokenizer() if tokenizer is None else load_text_tokenizer(tokenizer), **files)
+
+
+def _brings_tokenizer(name: str, transformer: Path | None) -> bool:
+    """Whether the part `name` is an image tokenizer that lies in the file of a transformer of others."""
+    return name.endswith("_tokenizer") and transformer is not None and not is_own(transformer)
 
 
 if __name__ == "__main__":
