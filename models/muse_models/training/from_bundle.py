@@ -211,6 +211,8 @@ def restore_bundle(bundle: Path, work_dir: Path, config_dir: Path = CONFIG_DIR) 
         target = work_dir / name / "checkpoint.pt"
         if target.exists():
             raise FileExistsError(f"{target} is there already")
+    for stage in ("base", "superres"):
+        _check_shape(manifest[stage], load_config(config_dir / f"{stage}.toml")["model"], stage)
     states: dict[str, dict[str, Any]] = {}
     encoder, states["text"] = _restore_text(bundle, manifest, config_dir)
     length = manifest["text"]["max_length"]
@@ -224,6 +226,13 @@ def restore_bundle(bundle: Path, work_dir: Path, config_dir: Path = CONFIG_DIR) 
         checkpoint.save(work_dir / name / "checkpoint.pt", state)
     shutil.copyfile(bundle / manifest["text"]["tokenizer"], work_dir / "text" / "tokenizer.json")
     print(f"{bundle} restored into {work_dir}", flush=True)
+
+
+def _check_shape(table: dict[str, Any], model: dict[str, Any], stage: str) -> None:
+    """Compares a stage's shape in the manifest with a configuration's `[model]` table, before anything is traced."""
+    for name in ("grid", "codebook_size", "vocab_size", "logits_size", "mask_id"):
+        if table[name] != model[name]:
+            raise BundleMismatch(f"{stage}: {name} is {table[name]} in the bundle, {model[name]} in the configuration")
 
 
 def _fresh(module: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
@@ -253,10 +262,6 @@ def _restore_transformer(
 ) -> dict[str, Any]:
     config = load_config(config_dir / f"{stage}.toml")
     table = manifest[stage]
-    for name in ("grid", "codebook_size", "vocab_size", "logits_size", "mask_id"):
-        if table[name] != config["model"][name]:
-            here = config["model"][name]
-            raise BundleMismatch(f"{stage}: {name} is {table[name]} in the bundle and {here} in the configuration")
     model = build(TransformerConfig.from_dict(config["model"]))
 
     def both(module: nn.Module) -> list[Graph]:
