@@ -1,7 +1,7 @@
 """Measures a bundle: `python -m muse_models.evaluation --bundle ../bundles/demo` writes `evaluation.md` and its pictures.
 
 The report goes to `<work-dir>/evaluation/report` unless `--out` names another folder. Generated tokens and the
-image-text model are kept in `<work-dir>/evaluation`, so that a second run only measures what changed.
+image-text model are kept in `<work-dir>/evaluation`, beside `figures.json`, so that a second run only measures what changed.
 """
 
 import argparse
@@ -63,7 +63,8 @@ def main() -> int:
         return 1
     command = "python -m muse_models.evaluation " + shlex.join(sys.argv[1:])
     out = arguments.out or arguments.work_dir / "evaluation" / "report"
-    path = report.write(out, results, command, arguments.quick, (time.monotonic() - started) / 60)
+    figures = arguments.work_dir / "evaluation" / "figures.json"
+    path = report.write(out, figures, results, command, arguments.quick, (time.monotonic() - started) / 60)
     print(path)
     return 0
 

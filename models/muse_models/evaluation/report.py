@@ -1,4 +1,4 @@
-"""The report: Markdown with pictures, and every figure as JSON beside it."""
+"""The report: Markdown with pictures, and every figure as JSON."""
 
 import json
 import math
@@ -25,8 +25,8 @@ PSNR_TARGETS = {"base": 22.0, "superres": 26.0}
 CODES_TARGET = 0.8
 
 
-def write(out: Path, results: Results, command: str, quick: bool, minutes: float) -> Path:
-    """Writes `evaluation.md`, `evaluation.json` and the pictures under `out`; returns the report's path."""
+def write(out: Path, figures: Path, results: Results, command: str, quick: bool, minutes: float) -> Path:
+    """Writes `evaluation.md` and its pictures under `out`, every figure as JSON to `figures`; returns the report's path."""
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
     sections = [
         _head(results, command, quick, minutes), _accuracies(out, results), _tokenizers(out, results),
@@ -35,7 +35,7 @@ def write(out: Path, results: Results, command: str, quick: bool, minutes: float
     ]
     path = out / "evaluation.md"
     path.write_text("\n\n".join(section for section in sections if section) + "\n")
-    (out / "evaluation.json").write_text(json.dumps(_figures(results), indent=1) + "\n")
+    figures.write_text(json.dumps(_figures(results), indent=1) + "\n")
     return path
 
 
@@ -120,7 +120,7 @@ def _accuracies(out: Path, results: Results) -> str:
         "everything differs from the prompt (two things have changed places), which a measure must refuse:",
         _table(["measure", "of what", "prompts", "generated", "95 %", "real", "reconstructed", "wrong"], details),
         f"Retrieval is among {results.candidates} objects. " + _about_leaks(results),
-        f"Every {len(results.prompts) // max(len(chosen), 1)}th of them; green where every measure that applies is right:",
+        f"{len(chosen)} of them, evenly spread; green where every measure that applies is right:",
         f"![held-out samples]({IMAGES.as_posix()}/held-out.webp)",
     ]
     return "\n\n".join(parts)
@@ -181,7 +181,7 @@ def _tokenizers(out: Path, results: Results) -> str:
                               f"{results.frechet[name + ' tokenizer']:.3f}"])
                 lines.append([name, "compared", f"{second['psnr']:.2f} dB", f"{second['ssim']:.3f}", f"{second['frechet']:.3f}"])
         parts += [
-            f"Compared with the tokenizers of `{other['bundle']}` (digest `{other['digest']}`):",
+            f"Compared with the tokenizers of {other['bundle']} (digest `{other['digest']}`), on the same scenes:",
             _table(["stage", "", "PSNR", "SSIM", "Fréchet distance"], lines),
         ]
     return "\n\n".join(parts)
@@ -220,8 +220,7 @@ def _sweeps(out: Path, results: Results) -> str:
     highest = max(point.frechet for sweep in results.sweeps for point in sweep.points)
     parts = [
         "## Steps, guidance, temperatures",
-        f"One setting changes, the others stay as above, on {results.sweeps[0].prompts} of the prompts. The base stage is "
-        "judged by its own pictures. *Mean* is of the five accuracies; its standard error is about "
+        f"One setting changes, the others stay as above, on {results.sweeps[0].prompts} of the prompts. *Mean* is of the five accuracies; its standard error is about "
         f"{100 * _standard_error(results.sweeps[0]):.0f} points. *Best* has the smallest Fréchet distance among the values "
         "within one standard error of the highest mean. Gray marks the value in use.",
         _table(

@@ -23,11 +23,9 @@ from . import prompts as held_out
 from . import standard, sweeps, verdicts
 from .frechet import frechet_distance
 from .likelihood import Likelihood, masked_likelihood
-from .measure import SIDE
-from .pixels import resized
 from .prompts import Prompt
 from .reconstruction import Reconstruction, at_stage_size, reconstruct
-from .sampling import Generator, decode_pictures, encode_pictures, generate
+from .sampling import Generator, decode_pictures, encode_pictures
 from .sweeps import Sweep
 from .verdicts import Share, Verdict
 
@@ -37,7 +35,7 @@ class Extent:
     """How much is measured; `QUICK` is for development and its figures mean nothing."""
 
     prompt_share: float = 1.0
-    sweep_share: float = 0.25
+    sweep_share: float = 0.2
     """Share of the prompts that every point of a sweep is measured on."""
     reference_scenes: int = 2000
     reconstructed_scenes: int = 600
@@ -89,7 +87,7 @@ class Results:
     reconstructions: dict[str, Reconstruction]
     likelihood: dict[str, list[Likelihood]]
     frechet: dict[str, float]
-    compared: dict[str, dict[str, float]]
+    compared: dict[str, dict]
     sweeps: list[Sweep]
     standard: dict[str, float]
     pictures: dict[str, np.ndarray]
@@ -124,26 +122,31 @@ def with_overrides(defaults: Settings, stage: str, overrides: Sequence[str]) -> 
 
 
 class _Pictures:
-    """Generated pictures; tokens are kept in the work directory, by bundle, settings and prompts."""
+    """Generated pictures; tokens are kept in the work directory, by models, settings and prompts."""
 
     def __init__(self, bundle: Bundle, folder: Path) -> None:
         self.bundle = bundle
         self.generator = Generator(bundle)
         self._folder = folder
+        # What tokens depend on: not the defaults, which a new version of a bundle may change alone.
+        self._models = {
+            name: {key: value for key, value in table.items() if key not in ("defaults", "version")}
+            for name, table in bundle.manifest.items() if isinstance(table, dict)
+        }
 
     def tokens(self, texts: Sequence[str], seeds: Sequence[int], settings: dict[str, Settings]) -> dict[str, np.ndarray]:
         """Tokens of every stage in `settings`, which are the bundle's first ones."""
-        described = json.dumps([
-            self.bundle.digest, list(texts), list(seeds), {name: asdict(one) for name, one in settings.items()},
-        ])
-        path = self._folder / f"tokens-{hashlib.sha256(described.encode()).hexdigest()[:16]}.npz"
-        if path.exists():
-            with np.load(path) as arrays:
-                return dict(arrays)
-        made = generate(self.generator, texts, seeds, settings)
-        staging = path.with_suffix(".partial.npz")
-        np.savez(staging, **made)
-        staging.rename(path)
+        made: dict[str, np.ndarray] = {}
+        low = None
+        for at, (name, one) in enumerate(settings.items()):
+            until = {stage: asdict(before) for stage, before in list(settings.items())[: at + 1]}
+            described = json.dumps([self._models, list(texts), list(seeds), until])
+            path = self._folder / f"tokens-{name}-{hashlib.sha256(described.encode()).hexdigest()[:16]}.npy"
+            if not path.exists():
+                staging = path.with_suffix(".partial.npy")
+                np.save(staging, self.generator.tokens(name, texts, seeds, one, low))
+                staging.rename(path)
+            made[name] = low = np.load(path)
         return made
 
 
@@ -249,10 +252,10 @@ def _likelihood(
 
 def _compared(
     other: Bundle, real: np.ndarray, many: np.ndarray, distance: Callable[[np.ndarray], float]
-) -> dict[str, dict[str, float]]:
-    """The tokenizers of a second bundle on the same scenes."""
-    found = {"bundle": other.path.name, "digest": other.digest}
-    compared: dict[str, dict] = {"": found}
+) -> dict[str, dict]:
+    """The tokenizers of a second bundle on the same scenes; under "" what bundle that is."""
+    model = other.manifest["model"]
+    compared: dict[str, dict] = {"": {"bundle": f"{model['name']} {model['version']}", "digest": other.digest}}
     for name, stage in other.stages.items():
         if "encoder" in stage.manifest and "decoder" in stage.manifest:
             figures, _ = reconstruct(stage, many)
@@ -266,24 +269,21 @@ def _sweeps(
     made: _Pictures, prompts: Sequence[Prompt], settings: dict[str, Settings], judge: image_text.Judge,
     candidates: Sequence[str], distance: Callable[[np.ndarray], float], extent: Extent,
 ) -> list[Sweep]:
-    """Each setting of each stage in turn. The base stage is judged by its own pictures where it has a decoder."""
+    """Each setting of each stage in turn, judged by the last stage's pictures."""
     texts, seeds = [prompt.text for prompt in prompts], [prompt.seed for prompt in prompts]
-    stages = list(made.bundle.stages)
+    last = list(made.bundle.stages)[-1]
 
-    def measured(stage: str, changed: dict[str, Settings]) -> tuple[dict[str, float], float]:
-        until = stage if "decoder" in made.bundle.stages[stage].manifest else stages[-1]
-        used = {name: changed[name] for name in stages[: stages.index(until) + 1]}
-        made_pictures = decode_pictures(made.bundle.stages[until], made.tokens(texts, seeds, used)[until])
-        pictures = np.stack([resized(picture, SIDE) for picture in made_pictures])
+    def measured(changed: dict[str, Settings]) -> tuple[dict[str, float], float]:
+        pictures = decode_pictures(made.bundle.stages[last], made.tokens(texts, seeds, changed)[last])
         results = verdicts.verdicts(prompts, pictures, judge, candidates)
         return verdicts.headline(verdicts.shares(results)), distance(pictures)
 
     found = []
     for stage, grid in (("base", extent.base_grid), ("superres", extent.superres_grid)):
-        if stage in stages:
+        if stage in settings:
             found += sweeps.sweep(
                 stage, settings[stage], grid, len(prompts),
-                lambda changed, stage=stage: measured(stage, {**settings, stage: changed}),
+                lambda changed, stage=stage: measured({**settings, stage: changed}),
             )
     return found
 

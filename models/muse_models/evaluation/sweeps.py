@@ -6,13 +6,8 @@ from dataclasses import dataclass, replace
 from ..reference.sampler import Settings
 from .verdicts import HEADLINE
 
-BASE = {
-    "steps": (4, 8, 12, 16, 24),
-    "guidance": (0.0, 1.0, 2.0, 3.0, 5.0),
-    "temperature": (0.5, 0.7, 0.85, 1.0),
-    "choice_temperature": (1.0, 4.5, 8.0, 12.0),
-}
-SUPERRES = {"steps": (2, 4, 8, 12), "guidance": (0.0, 1.0, 2.0), "temperature": (0.3, 0.6, 0.9)}
+BASE = {"steps": (4, 8, 16, 24), "guidance": (0.0, 1.0, 2.0, 4.0), "temperature": (0.5, 0.7, 1.0), "choice_temperature": (1.0, 8.0)}
+SUPERRES = {"steps": (2, 4, 8), "guidance": (0.0, 1.0, 2.0), "temperature": (0.3, 0.6, 0.9)}
 
 
 @dataclass(frozen=True)
