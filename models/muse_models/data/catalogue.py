@@ -2,7 +2,7 @@
 
 An object is one icon of the npm package `@iconify-json/fluent-emoji-flat`. Labels follow
 `emojibase-data` where its label is what a person would type, and are shortened where it is not
-("cat face" → "cat"). Few things drawn well beat many half-learnt ones on a small training budget.
+("cat face" → "cat").
 """
 
 from dataclasses import dataclass
@@ -156,6 +156,188 @@ sun | | yellow
 moon | crescent-moon | yellow | crescent moon
 fire/fires | | | flame
 snowflake | | blue
+wolf/wolves | | gray
+polar bear | | white
+raccoon | | gray
+zebra
+giraffe
+kangaroo
+camel
+deer/deer | | brown
+sheep/sheep | ewe
+goat
+donkey | | gray
+rhino | rhinoceros | gray | rhinoceros
+hippo | hippopotamus | | hippopotamus
+crocodile | | green | alligator
+lizard | | green
+dinosaur | t-rex | green | t-rex
+dragon | | green
+bat
+squirrel | chipmunk | brown | chipmunk
+skunk
+swan | | white
+flamingo | | pink
+peacock
+eagle
+rooster
+chicken | | | hen
+bird | | red
+dolphin | | blue
+seal | | gray
+jellyfish/jellyfish
+lobster | | red
+shrimp/shrimp | | red | prawn
+ant | | purple
+spider | | purple
+caterpillar | bug | green
+clover | four-leaf-clover | green | four-leaf clover
+houseplant | potted-plant | green | potted plant
+peach | | orange
+mango | | orange | mango fruit
+kiwi | kiwi-fruit | | kiwi fruit
+lime | | green
+blueberry | blueberries | purple
+corn/corn | ear-of-corn | yellow | ear of corn/ears of corn
+pepper | bell-pepper | | bell pepper
+chili | hot-pepper | red | chili pepper, hot pepper
+cucumber | | green
+potato/potatoes | | brown
+onion
+lettuce/lettuce | leafy-green | green
+peanut | peanuts
+egg
+bacon/bacon | | | strip of bacon/strips of bacon
+steak | cut-of-meat
+chicken leg | poultry-leg | brown | drumstick
+fries/fries | french-fries | | french fries/french fries
+sandwich
+taco
+popcorn/popcorn | | | box of popcorn/boxes of popcorn
+pretzel | | brown
+croissant
+waffle
+pancake | pancakes
+sushi/sushi | | | piece of sushi/pieces of sushi
+cupcake | | | muffin
+chocolate/chocolates | chocolate-bar | brown | chocolate bar
+candy | | | sweet
+honey/honey | honey-pot | | jar of honey/jars of honey
+milk/milk | glass-of-milk | | glass of milk/glasses of milk
+wine/wine | wine-glass | red | glass of wine/glasses of wine, wine glass
+beer | beer-mug | yellow | mug of beer/mugs of beer
+cocktail | cocktail-glass
+teapot | | red
+spoon | | gray
+knife/knives | kitchen-knife
+globe | globe-showing-americas | | earth/earths, planet earth
+volcano/volcanoes
+island | desert-island | | desert island
+church
+factory
+tower | tokyo-tower | orange
+ferris wheel
+police car
+ambulance
+race car | racing-car | red | racing car
+tractor
+scooter | motor-scooter | | motor scooter
+skateboard
+ship
+anchor
+planet | ringed-planet | | saturn
+lightning bolt | high-voltage | orange | lightning/lightning
+water drop | droplet | blue | drop of water/drops of water
+wave | water-wave | blue | water wave
+pumpkin | jack-o-lantern | orange
+christmas tree | | green
+trophy | | yellow
+medal | sports-medal | yellow | gold medal
+american football | | brown
+baseball
+tennis racket | tennis | | racket
+volleyball
+roller skate | | | rollerskate
+kite
+dice/dice | game-die | | die/dice
+puzzle piece | | green | jigsaw piece
+game controller | video-game | | gamepad, video game
+palette | artist-palette | | paint palette
+paintbrush
+ribbon
+glasses/glasses | | | pair of glasses/pairs of glasses, spectacles/spectacles
+sunglasses/sunglasses | | | pair of sunglasses/pairs of sunglasses
+jeans/jeans | | blue | pair of jeans/pairs of jeans
+dress
+socks/socks | | | pair of socks/pairs of socks
+gloves/gloves | | | pair of gloves/pairs of gloves
+scarf/scarves
+cap | billed-cap | | baseball cap
+boot | hiking-boot | | hiking boot
+high heel | high-heeled-shoe | red | high-heeled shoe
+ring | | | diamond ring
+gem | gem-stone | blue | gemstone, jewel
+lipstick
+backpack | | red | rucksack
+handbag | | | bag
+suitcase | luggage | | luggage/luggage
+microphone
+headphones/headphones | headphone | | pair of headphones/pairs of headphones
+saxophone | | yellow
+trumpet | | yellow
+violin
+drum | | red
+telephone | | red
+television | | | tv
+battery | | green
+candle
+newspaper | | | paper
+envelope | | | letter
+mailbox | closed-mailbox-with-raised-flag | | letterbox
+package | | brown | parcel, box
+pushpin | | red | pin
+ruler | straight-ruler
+lock | locked | yellow | padlock
+hammer
+axe
+screwdriver
+wrench | | gray | spanner
+toolbox | | red | tool box
+magnet | | red
+ladder
+bomb | | purple
+shield
+magnifying glass | magnifying-glass-tilted-left
+telescope
+thermometer
+pill
+toothbrush
+bathtub | | | bath
+toilet
+bed
+couch | couch-and-lamp | | sofa
+door | | brown
+window
+basket
+broom
+bone
+tooth/teeth
+brain | | pink
+skull
+hourglass | hourglass-not-done
+watch | | | wristwatch
+compass
+coin | | yellow | gold coin
+money bag | | | bag of money/bags of money
+shopping cart | | | shopping trolley
+crystal ball | | purple
+alien
+clown | clown-face | | clown face
+feather
+rock | | gray | stone
+fire extinguisher | | red
+graduation cap
+smiley | slightly-smiling-face | | smiley face, happy face
 """
 
 _SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond")

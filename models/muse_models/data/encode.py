@@ -86,7 +86,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    hardware = Hardware.from_options({"device": arguments.device})
+    # The served encoder computes in f32; bf16 would give other codes where a number is close to a boundary.
+    hardware = Hardware.from_options({"device": arguments.device, "precision": "f32"})
     for source, folder in SPLITS.items():
         target = arguments.work_dir / folder
         target.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ def retrieval_objects(rng: random.Random) -> list[str]:
     return sorted(rng.sample(names, min(RETRIEVAL_CANDIDATES, len(names))))
 
 
-def held_out_prompts(sizes: Sizes, seed: int = 1, draws: int = 10_000) -> list[Prompt]:
+def held_out_prompts(sizes: Sizes, seed: int = 1, draws: int = 40_000) -> list[Prompt]:
     """Distinct held-out compositions in plain wording, in the order of `KINDS`; the same for the same arguments.
 
     Groups are spread evenly over two, three and four, pairs over side by side and one above the other. A kind with too few held-out

@@ -11,7 +11,7 @@ from muse_models.data.scene import Item, Scene, random_scene
 from muse_models.evaluation import prompts
 
 SIZES = prompts.Sizes(objects=12, shapes=10, groups=9, pairs=8)
-DRAWS = 1500
+DRAWS = 4_000
 
 
 @pytest.fixture(scope="module")
