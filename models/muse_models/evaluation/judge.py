@@ -40,7 +40,7 @@ _COLOURS = (*COLOUR_NAMES, None)
 class Training:
     """How long and with what the judge learns."""
 
-    steps: int = 2000
+    steps: int = 2500
     batch: int = 64
     learning_rate: float = 3e-3
     seed: int = 1
