@@ -94,54 +94,84 @@ pub fn compare(comparison: &Comparison) -> Result<Played, String> {
 }
 
 async fn play(redis: &mut RedisSide, steps: &[Step], played: &mut Played) -> Result<(), String> {
-    redis.clear().await;
-    redis.set_clock(BEGINNING, &[]).await;
-    let (mut shard, mut memory, mut now) = (Shard::default(), Memory::default(), BEGINNING);
-    let mut told = String::new();
+    let (mut player, mut memory) = (Player::new(redis).await, Memory::default());
     for step in steps {
         if let Step::Pass(ms) = step {
-            now += ms;
-            let before: BTreeSet<String> = shard.keys().expiries.into_keys().collect();
-            shard.expire(now);
-            let after: BTreeSet<String> = shard.keys().expiries.into_keys().collect();
-            let mut expired: Vec<String> = before.difference(&after).cloned().collect();
-            if expired.iter().any(|key| key == "audit") {
-                expired.push("recount".to_owned());
-            }
-            redis.set_clock(now, &expired).await;
-            let _ = writeln!(told, "{:>8} ms", now - BEGINNING);
-            continue;
+            player.pass(*ms).await;
         }
-        let calls = memory.calls(&shard, step);
         let is_again = matches!(step, Step::Again(0));
-        for call in calls {
-            let before = shard.clone();
-            let expected = shard.call(now, &call);
-            let actual = redis.call(call.script(), &call.arguments()).await;
-            let _ = writeln!(told, "{} {:?} -> {actual:?}", call.script(), call.arguments());
+        for call in memory.calls(&player.shard, step) {
+            let before = player.shard.keys();
+            let reply = player.call(&call).await?;
             played.calls += 1;
-            *played.answers.entry(answer(&call, &actual)).or_default() += 1;
-            if !agree(&expected, &actual) {
-                return Err(format!("{told}the model answers {expected:?}"));
-            }
-            let (keys, rung) = redis.look().await;
-            check(&mut shard, &keys, &rung).map_err(|difference| format!("{told}{difference}"))?;
-            if is_again && !call.is_a_batch() {
-                let (is, was) = (shard.keys(), before.keys());
-                if is != was {
-                    return Err(format!(
-                        "{told}repeated, it changes more:{}",
-                        differences(&was, &is)
-                    ));
-                }
+            *played.answers.entry(answer(&call, &reply)).or_default() += 1;
+            let after = player.shard.keys();
+            if is_again && !call.is_a_batch() && before != after {
+                let more = differences(&before, &after);
+                return Err(format!("{}repeated, it changes more:{more}", player.told));
             }
             if let Call::Claim(_) = &call {
-                remember(&mut memory, &shard, &expected);
+                remember(&mut memory, &player.shard, &reply);
             }
             memory.calls.push(call);
         }
     }
     Ok(())
+}
+
+/// Makes each call on both sides, beginning with nothing.
+pub struct Player<'a> {
+    redis: &'a mut RedisSide,
+    pub shard: Shard,
+    now: Ms,
+    /// What was done so far, for a person.
+    told: String,
+}
+
+impl<'a> Player<'a> {
+    pub async fn new(redis: &'a mut RedisSide) -> Self {
+        redis.clear().await;
+        redis.set_clock(BEGINNING, &[]).await;
+        Self {
+            redis,
+            shard: Shard::default(),
+            now: BEGINNING,
+            told: String::new(),
+        }
+    }
+
+    /// Time passes; a negative one sets the clock back.
+    pub async fn pass(&mut self, ms: Ms) {
+        self.now += ms;
+        let expiring = |shard: &Shard| shard.keys().expiries.into_keys().collect::<BTreeSet<String>>();
+        let before = expiring(&self.shard);
+        self.shard.expire(self.now);
+        let mut expired: Vec<String> = before.difference(&expiring(&self.shard)).cloned().collect();
+        if expired.iter().any(|key| key == "audit") {
+            expired.push("recount".to_owned());
+        }
+        self.redis.set_clock(self.now, &expired).await;
+        let _ = writeln!(self.told, "{:>8} ms", self.now - BEGINNING);
+    }
+
+    /// # Errors
+    /// What differs after it, with all that led there.
+    pub async fn call(&mut self, call: &Call) -> Result<Reply, String> {
+        let expected = self.shard.call(self.now, call);
+        let actual = self.redis.call(call.script(), &call.arguments()).await;
+        let _ = writeln!(
+            self.told,
+            "{} {:?} -> {actual:?}",
+            call.script(),
+            call.arguments()
+        );
+        if !agree(&expected, &actual) {
+            return Err(format!("{}the model answers {expected:?}", self.told));
+        }
+        let (keys, rung) = self.redis.look().await;
+        check(&mut self.shard, &keys, &rung).map_err(|difference| format!("{}{difference}", self.told))?;
+        Ok(actual)
+    }
 }
 
 fn check(shard: &mut Shard, keys: &Keys, rung: &[String]) -> Result<(), String> {

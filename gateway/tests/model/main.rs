@@ -13,6 +13,7 @@ mod moves;
 mod mutations;
 mod operators;
 mod redis_side;
+mod regressions;
 mod scripts;
 mod shard;
 mod steps;
@@ -62,7 +63,8 @@ fn run(calls: usize) {
         println!("{times:>8} {answer}");
     }
     assert!(played.calls >= calls);
-    for answer in USUAL {
+    let usual = if calls < 10_000 { &[] } else { USUAL };
+    for answer in usual {
         assert!(
             played.answers.contains_key(*answer),
             "no call was answered with {answer}: {:#?}",
@@ -85,7 +87,6 @@ const USUAL: &[&str] = &[
     "beat held",
     "beat lost",
     "beat reported",
-    "beat cancelled",
     "complete accepted",
     "complete duplicate",
     "complete stale",
@@ -108,7 +109,6 @@ const USUAL: &[&str] = &[
     "purge some",
     "pause was",
     "tenant_set ok",
-    "audit some",
     "audit superseded",
 ];
 

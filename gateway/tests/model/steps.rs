@@ -131,7 +131,7 @@ pub fn step() -> impl Strategy<Value = Step> {
 
 fn sensible() -> impl Strategy<Value = Step> {
     let pick = 0..40_usize;
-    let duration = select(vec![0, 100, 1_500, 30_000]);
+    let duration = select(vec![0, 100, 1_500, 30_000, 30_000, 30_000]);
     let ids = vec(pick.clone(), 1..4);
     let setting = prop_oneof![
         (Just("weight"), option::of(select(vec![0.5, 1.0, 3.0]))),
@@ -159,26 +159,26 @@ fn sensible() -> impl Strategy<Value = Step> {
         12 => select(vec![1, 5, 5, 100, 100, 1_500, 1_500, 2_001, 10_000, 70_000, -5, -50_000]).prop_map(Step::Pass),
         8 => (0..4_usize).prop_map(Step::Again),
         14 => new_job().prop_map(Step::Submit),
-        16 => claim.prop_map(|((pool, worker, lease), credit, nonces, weight, max_running)| {
+        26 => claim.prop_map(|((pool, worker, lease), credit, nonces, weight, max_running)| {
             Step::Claim { pool, worker, lease, credit, nonces, weight, max_running }
         }),
         8 => beat.prop_map(|(worker, lease, leases, step, checkpoint)| {
             Step::Beat { worker, lease, leases, step, checkpoint }
         }),
-        16 => (lease(), 0..20_usize, 0..2_u8, 0..20_u8)
+        18 => (lease(), 0..20_usize, 0..2_u8, 0..20_u8)
             .prop_map(|(lease, size, digest, twist)| Step::Complete { lease, size, digest, twist }),
         7 => (lease(), 1..6_u8, prop::bool::weighted(0.8), vec(select(vec![0, 50, 2_000]), 0..4))
             .prop_map(|(lease, reason, retriable, delays)| Step::Fail { lease, reason, retriable, delays }),
         5 => (lease(), any::<bool>()).prop_map(|(lease, checkpoint)| Step::Release { lease, checkpoint }),
         10 => (select(vec![1, 2, 100]), select(vec![1, 2, 2, 3]))
             .prop_map(|(most, crashes)| Step::Reap { most, crashes }),
-        4 => (pick.clone(), option::weighted(0.1, 0..3_usize))
+        2 => (pick.clone(), option::weighted(0.1, 0..3_usize))
             .prop_map(|(job, tenant)| Step::Cancel { job, tenant }),
-        2 => (select(vec![1, 100]), select(vec![0, 10_000, 100_000]), select(vec![0, 10_000, 100_000]))
+        1 => (select(vec![1, 100]), select(vec![0, 10_000, 100_000]), select(vec![0, 10_000, 100_000]))
             .prop_map(|(most, keep_done, keep_dead)| Step::Purge { most, keep_done, keep_dead }),
         4 => (0..3_usize, vec(setting, 0..3))
             .prop_map(|(tenant, settings)| Step::TenantSet { tenant, settings }),
-        5 => (0..7_usize, prop::bool::weighted(0.6)).prop_map(|(target, resume)| Step::Pause { target, resume }),
+        5 => (0..7_usize, prop::bool::weighted(0.75)).prop_map(|(target, resume)| Step::Pause { target, resume }),
         4 => ids.clone().prop_map(Step::RetryDead),
         1 => ids.prop_map(Step::PurgeDead),
         4 => pick.clone().prop_map(Step::Requeue),
@@ -199,8 +199,7 @@ fn lease() -> impl Strategy<Value = Lease> {
 
 fn new_job() -> impl Strategy<Value = NewJob> {
     // Mostly no limit.
-    let limit = |value: i64| select(vec![0, 0, 0, 0, value]);
-    let own_limit = |value: f64| select(vec![0.0, 0.0, 0.0, 0.0, 0.0, value]);
+    let limit = |value: f64| option::weighted(0.08, Just(value)).prop_map(|limit| limit.unwrap_or(0.0));
     let what = (
         0..3_usize,
         0..4_usize,
@@ -212,12 +211,12 @@ fn new_job() -> impl Strategy<Value = NewJob> {
         option::weighted(0.05, 0..40_usize),
     );
     let limits = (
-        select(vec![1_000, 1_000, 1_000, 1_000, 3, 0]),
-        limit(120),
-        select(vec![0.0, 0.0, 0.0, 0.0, 0.4, 2.0]),
-        own_limit(3.0),
+        option::weighted(0.1, select(vec![0, 3])),
+        option::weighted(0.1, Just(150)),
+        prop_oneof![limit(0.4), limit(2.0)],
+        limit(3.0),
     );
-    let own = (own_limit(2.0), own_limit(50.0), own_limit(0.7), own_limit(2.0));
+    let own = (limit(2.0), limit(50.0), limit(0.7), limit(2.0));
     (what, limits, own).prop_map(|(what, limits, own)| {
         let (tenant, shape, rows, boost, timeout, size, key, known) = what;
         let (max_waiting, max_bytes, rate, burst) = limits;
@@ -230,8 +229,8 @@ fn new_job() -> impl Strategy<Value = NewJob> {
             size,
             key,
             known,
-            max_waiting,
-            max_bytes,
+            max_waiting: max_waiting.unwrap_or(1_000),
+            max_bytes: max_bytes.unwrap_or(0),
             rate,
             burst,
             own,
