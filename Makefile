@@ -86,6 +86,7 @@ bench: runtime python ## measure on this machine, in about 20 minutes, into docs
 	$(RELEASE)/muse-bench all --criterion $(dir $(RELEASE))criterion --json $(dir $(RELEASE))bench.json --out docs/performance.md
 
 soak: runtime build ## the long fault run: the tests that `make test` leaves out
+	cargo test --workspace --test model --locked -- --ignored --nocapture
 	cargo test --package muse-tests --locked -- --ignored --nocapture
 
 test-models: ## the tests of models/ (fetches PyTorch, and what imported checkpoints are compared with)

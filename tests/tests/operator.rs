@@ -86,6 +86,41 @@ async fn a_paused_pool_keeps_its_jobs_until_it_is_resumed() {
 }
 
 #[tokio::test]
+async fn a_drained_worker_leaves_and_its_successor_does_the_work() {
+    let cluster = cluster(tiny_bundle()).await;
+    let client = Client::new(&cluster.endpoint());
+    let workers = async || {
+        let listed = told(&cluster, &["worker", "list"]).await;
+        let of = |stage: &str| {
+            let workers = listed[0].as_array().expect("a list").iter();
+            let ids = workers.filter(|worker| worker["stage"] == stage);
+            ids.map(|worker| worker["id"].as_str().expect("an id").to_owned())
+                .collect::<Vec<_>>()
+        };
+        (of("base"), of("superres"))
+    };
+    let (base, superres) = workers().await;
+    let [drained] = &base[..] else {
+        panic!("not one base worker but {base:?}")
+    };
+
+    let answer = told(&cluster, &["worker", "drain", drained]).await;
+    assert_eq!(
+        (&answer[0][0]["worker"], &answer[0][0]["gone"]),
+        (&drained.as_str().into(), &true.into()),
+        "{answer:?}"
+    );
+    assert_eq!(workers().await, (vec![], superres), "{}", logs(&cluster));
+    let again = musectl(&cluster, &["worker", "drain", drained]).await;
+    assert_eq!(again.code, Some(5), "it is not there any more: {again:?}");
+
+    let job = client.submit(requests::text_to_image("a red circle", 3)).await;
+    cluster.start_part("base-0").await.expect("a new worker");
+    assert_eq!(client.pictures(&job.id).await.len(), 1, "{}", logs(&cluster));
+    cluster.stop().await;
+}
+
+#[tokio::test]
 async fn a_tenants_limits_are_set_listed_and_put_back() {
     let cluster = cluster(tiny_bundle()).await;
     let set = told(

@@ -98,7 +98,7 @@ pub(crate) enum Command {
         #[arg(long)]
         repair: bool,
     },
-    /// Look at the workers
+    /// Look at the workers, or have them end
     #[command(subcommand)]
     Worker(WorkerCommand),
     /// Look at the models that the cluster serves
@@ -197,6 +197,18 @@ pub(crate) enum QueueCommand {
 pub(crate) enum WorkerCommand {
     /// Every worker: stage, device, rows, passes a second
     List,
+    /// Have workers give their jobs back and end, and wait until they are gone
+    Drain {
+        /// Ids of workers, as `worker list` shows them
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<String>,
+        /// Tell them, and do not wait
+        #[arg(long)]
+        no_wait: bool,
+        /// Wait no longer than this; they go on draining
+        #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with = "no_wait")]
+        timeout: Option<Duration>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -323,6 +335,28 @@ mod tests {
         };
         assert_eq!(up.command, ["pytest", "-q", "--", "x"]);
         assert_eq!(up.base_workers, 2);
+    }
+
+    #[test]
+    fn a_drain_names_its_workers_and_waits_unless_it_is_told_not_to() {
+        let parsed = Arguments::parse_from(["musectl", "worker", "drain", "w1", "w2", "--timeout", "1.5"]);
+        let Command::Worker(WorkerCommand::Drain {
+            ids,
+            no_wait,
+            timeout,
+        }) = parsed.command
+        else {
+            panic!("{parsed:?}")
+        };
+        assert_eq!((ids, no_wait), (vec!["w1".to_owned(), "w2".to_owned()], false));
+        assert_eq!(timeout, Some(Duration::from_millis(1500)));
+        for refused in [
+            &["worker", "drain"][..],
+            &["worker", "drain", "w", "--no-wait", "--timeout", "1"],
+        ] {
+            let words = [&["musectl"][..], refused].concat();
+            assert!(Arguments::try_parse_from(&words).is_err(), "{words:?}");
+        }
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
         ("queue.crashes", u64::from(config.queue.crashes)),
         ("queue.reap_ms", config.queue.reap_ms),
         ("queue.housekeeping_ms", config.queue.housekeeping_ms),
+        ("queue.history", u64::from(config.queue.history)),
+        ("queue.audit_patience_ms", config.queue.audit_patience_ms),
         ("limits.count", u64::from(config.limits.count)),
         ("limits.steps", u64::from(config.limits.steps)),
         ("limits.page_size", u64::from(config.limits.page_size)),

@@ -67,6 +67,8 @@ impl Default for Queue {
             reap_batch: 100,
             keep_done_seconds: 24 * 3600,
             keep_dead_seconds: 7 * 24 * 3600,
+            history: 20,
+            audit_patience_ms: 60_000,
             housekeeping_ms: 2_000,
         }
     }

@@ -120,6 +120,10 @@ pub struct Queue {
     pub keep_done_seconds: u64,
     /// Failed jobs are kept this long for an operator.
     pub keep_dead_seconds: u64,
+    /// Failures of a job that are kept for an operator; the latest.
+    pub history: u32,
+    /// An audit that makes no step for this long counts as given up.
+    pub audit_patience_ms: u64,
     /// Old jobs are looked for, and the queue's metrics are renewed, this often.
     pub housekeeping_ms: u64,
 }

@@ -239,6 +239,7 @@ impl Walk<'_> {
             .arg(act)
             .arg(u8::from(self.repair))
             .arg(self.queue.config.lease_ms)
+            .arg(self.queue.config.audit_patience_ms)
             .arg(names);
         let found = match self.queue.redis.eval::<Value>(&call).await? {
             Value::Array(found) => found,

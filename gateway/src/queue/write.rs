@@ -141,7 +141,8 @@ impl Queue {
             .arg(self.config.lease_ms)
             .arg(credit)
             .arg(self.config.tenant.weight)
-            .arg(self.config.tenant.max_running);
+            .arg(self.config.tenant.max_running)
+            .arg(self.config.history);
         for nonce in nonces {
             call.arg(nonce.to_string());
         }
@@ -267,7 +268,9 @@ impl Queue {
             .arg(nonce.to_string())
             .arg(reason as i32)
             .arg(message);
-        call.arg(u8::from(retriable)).arg(&delays);
+        call.arg(u8::from(retriable))
+            .arg(self.config.history)
+            .arg(&delays);
         let (outcome, _state): (String, String) = self.redis.eval(&call).await?;
         reported("fail", &outcome)
     }
@@ -289,7 +292,9 @@ impl Queue {
     /// [`RedisError`].
     pub async fn reap(&self, shard: u16) -> Result<Reaped, RedisError> {
         let mut call = self.on(&scripts::REAP, shard);
-        call.arg(self.config.reap_batch).arg(self.config.crashes);
+        call.arg(self.config.reap_batch)
+            .arg(self.config.crashes)
+            .arg(self.config.history);
         let (lost, dead, delayed, overdue) = self.redis.eval(&call).await?;
         Ok(Reaped {
             lost,

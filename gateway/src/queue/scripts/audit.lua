@@ -1,18 +1,22 @@
 -- Looks at a part of the queue: whether every job is in exactly one place, whether every entry belongs to a job, whether
 -- the counters are right. With `repair`, mends what it reports.
--- ARGV: token of this audit, 'begin' | 'jobs' | 'entries' | 'keys' | 'counters' | 'end', '1' to repair, lease ms, then
+-- ARGV: token of this audit, 'begin' | 'jobs' | 'entries' | 'keys' | 'counters' | 'end', '1' to repair, lease ms,
+--   ms that the auditor may pause before the audit counts as given up, then
 --   jobs: ids; entries: the key's name and its members; keys: names of `idem:` and `hist:` keys; counters: names of the
 --   recount's fields, `cnt:<field>` or `use:<tenant>:<field>` (at most 100 of each)
 -- Reply: {kind, subject, detail}, … ; 'superseded' when another audit has begun or this one paused for too long.
 --        kind: 'misplaced' | 'orphan' | 'broken' | 'counter'
-local token, act, repair, lease = ARGV[1], ARGV[2], ARGV[3] == '1', tonumber(ARGV[4])
-if not (token and act and lease) or #ARGV > 105 then return redis.error_reply('ERR audit: bad arguments') end
+local token, act, repair, lease, patience = ARGV[1], ARGV[2], ARGV[3] == '1', tonumber(ARGV[4]), tonumber(ARGV[5])
+-- The first name's place.
+local FIRST = 6
+if is_empty(token) or is_empty(act) or not (lease and patience) or patience < 1 or #ARGV > FIRST - 1 + 100 then
+  return redis.error_reply('ERR audit: bad arguments')
+end
 
--- A pause of the auditor longer than this ends the audit.
-local PATIENCE = 60000
-if act == 'begin' then
+-- Repeated, it must not throw away what was tallied since.
+if act == 'begin' and auditing() ~= token then
   redis.call('DEL', P .. 'recount')
-  redis.call('SET', P .. 'audit', token, 'PX', PATIENCE)
+  redis.call('SET', P .. 'audit', token, 'PX', patience)
   return {}
 end
 if auditing() ~= token then return 'superseded' end
@@ -20,8 +24,9 @@ if act == 'end' then
   redis.call('DEL', P .. 'audit', P .. 'recount')
   return {}
 end
-redis.call('PEXPIRE', P .. 'audit', PATIENCE)
-redis.call('PEXPIRE', P .. 'recount', PATIENCE)
+redis.call('PEXPIRE', P .. 'audit', patience)
+redis.call('PEXPIRE', P .. 'recount', patience)
+if act == 'begin' then return {} end
 
 local found = {}
 local function report(kind, subject, detail) found[#found + 1] = { kind, subject, detail } end
@@ -108,11 +113,11 @@ local function belongs(key, member)
 end
 
 if act == 'jobs' then
-  for i = 5, #ARGV do look_at(ARGV[i]) end
+  for i = FIRST, #ARGV do look_at(ARGV[i]) end
 elseif act == 'entries' then
-  local key = ARGV[5]
+  local key = ARGV[FIRST]
   local is_set = string.sub(key, 1, 5) == 'held:'
-  for i = 6, #ARGV do
+  for i = FIRST + 1, #ARGV do
     -- It may have left since the auditor read the key.
     local there
     if is_set then there = redis.call('SISMEMBER', P .. key, ARGV[i]) == 1
@@ -123,7 +128,7 @@ elseif act == 'entries' then
     end
   end
 elseif act == 'keys' then
-  for i = 5, #ARGV do
+  for i = FIRST, #ARGV do
     local key = ARGV[i]
     local id = string.match(key, '^hist:(.*)$')
     local ok
@@ -141,7 +146,7 @@ elseif act == 'keys' then
     end
   end
 elseif act == 'counters' then
-  for i = 5, #ARGV do
+  for i = FIRST, #ARGV do
     local key, field = 'cnt', string.match(ARGV[i], '^cnt:(.*)$')
     if not field then
       local tenant

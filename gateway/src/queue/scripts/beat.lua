@@ -2,9 +2,9 @@
 -- ARGV: owner, lease ms, then for each lease: id, nonce, step, of, checkpoint or ''
 -- Reply: for each lease 'held' | 'cancelled' | 'deadline' | 'reported' | 'lost'
 local owner, lease = ARGV[1], tonumber(ARGV[2])
-if not (owner and lease) or (#ARGV - 2) % 5 ~= 0 or #ARGV > 502 then
-  return redis.error_reply('ERR beat: bad arguments')
-end
+local bad = not (owner and lease) or (#ARGV - 2) % 5 ~= 0 or #ARGV > 502
+for i = 3, #ARGV, 5 do bad = bad or ARGV[i] == '' or ARGV[i + 1] == '' end
+if bad then return redis.error_reply('ERR beat: bad arguments') end
 
 local expires = lease_clock() + lease
 local replies = {}

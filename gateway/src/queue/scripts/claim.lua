@@ -2,17 +2,18 @@
 -- lowest score. A job is taken whole while any credit is left, so the last one may exceed it. A pool that is paused gives
 -- nothing; a tenant that is paused, or has as many jobs running as it may, is passed over.
 -- ARGV: model, stage, owner, lease ms, credit in rows, weight and most running jobs (0: no limit) of a tenant without
---       settings of its own, nonce, nonce, … (one for each job that may be taken)
+--       settings of its own, failures of a job that are kept, nonce, nonce, … (one for each job that may be taken)
 -- Reply: {{id, nonce, request, low tokens, checkpoint, deadline, traceparent, waited ms, attempts, tenant}, …}
 -- Repeating a call whose reply was lost, with the same nonces, gives the same jobs.
 local model, stage, owner = ARGV[1], ARGV[2], ARGV[3]
 local lease, credit, weight, cap = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 -- The first nonce's place.
-local FIRST = 8
-if not (model and stage and owner and lease and credit and weight and cap and ARGV[FIRST])
-  or #ARGV > FIRST - 1 + 100 then
-  return redis.error_reply('ERR claim: bad arguments')
-end
+local FIRST = 9
+HISTORY = tonumber(ARGV[8])
+local bad = not (model and stage and owner and lease and credit and weight and cap and HISTORY and ARGV[FIRST])
+  or weight <= 0 or HISTORY < 1 or #ARGV > FIRST - 1 + 100
+for i = FIRST, #ARGV do bad = bad or ARGV[i] == '' end
+if bad then return redis.error_reply('ERR claim: bad arguments') end
 local pool = model .. ':' .. stage
 
 local function describe(job, nonce)
@@ -27,7 +28,7 @@ end
 
 local claimed_key = P .. 'claim:' .. owner
 local last = redis.call('GET', claimed_key)
-if last and string.sub(last, 1, #ARGV[FIRST]) == ARGV[FIRST] then
+if last and string.match(last, '^%S+') == ARGV[FIRST] then
   local again, i = {}, FIRST
   for id in string.gmatch(string.sub(last, #ARGV[FIRST] + 1), '%S+') do
     local job = load(id)

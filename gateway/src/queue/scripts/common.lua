@@ -11,8 +11,8 @@ local NOW = TIME[1] * 1000 + math.floor(TIME[2] / 1000)
 
 -- An outage of Redis or a jump of its clock adds at most this to the lease clock, so that it expires nothing.
 local LONGEST_TICK = 2000
--- Failures of a job that are kept.
-local HISTORY = 20
+-- Failures of a job that are kept: an argument of the scripts that note one.
+local HISTORY
 
 local FIELDS = {
   'state', 'stage', 'model', 'tenant', 'stages', 'rows', 'score', 'nonce', 'prev', 'owner', 'attempts', 'crashes',
@@ -29,6 +29,8 @@ local function load(id)
   for i, name in ipairs(FIELDS) do job[name] = values[i] or '' end
   return job
 end
+
+local function is_empty(text) return not text or text == '' end
 
 local function number(text) return tonumber(text) or 0 end
 

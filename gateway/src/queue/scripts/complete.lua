@@ -5,7 +5,8 @@
 --         finisher of this stage gave when it is not this one, else ''}
 local id, nonce, stage, kind, result, timing = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local rows, digest = tonumber(ARGV[7]), ARGV[8]
-if not (id and nonce and stage and result and timing and rows and digest) or (kind ~= 'tokens' and kind ~= 'pictures') then
+if is_empty(id) or is_empty(nonce) or is_empty(stage) or not (result and timing and rows and digest)
+  or (kind ~= 'tokens' and kind ~= 'pictures') then
   return redis.error_reply('ERR complete: bad arguments')
 end
 

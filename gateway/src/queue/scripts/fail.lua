@@ -1,10 +1,14 @@
 -- An attempt failed. It is tried again after a delay while the error budget lasts.
--- ARGV: id, nonce, reason, message, '1' when another attempt may help, delay ms before attempt 2, before attempt 3, …
+-- ARGV: id, nonce, reason, message, '1' when another attempt may help, failures of a job that are kept,
+--       delay ms before attempt 2, before attempt 3, …
 -- Reply: {'accepted' | 'duplicate' | 'stale', state now}
 local id, nonce, reason, message, retriable = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-if not (id and nonce and tonumber(reason) and message and retriable) then
-  return redis.error_reply('ERR fail: bad arguments')
-end
+HISTORY = tonumber(ARGV[6])
+-- The first delay's place.
+local FIRST = 7
+local bad = is_empty(id) or is_empty(nonce) or not (tonumber(reason) and message and retriable and HISTORY) or HISTORY < 1
+for i = FIRST, #ARGV do bad = bad or not tonumber(ARGV[i]) end
+if bad then return redis.error_reply('ERR fail: bad arguments') end
 
 local job = load(id)
 if not job then return { 'stale', '' } end
@@ -12,7 +16,7 @@ if redis.call('HGET', P .. 'j:' .. id, 'failed') == nonce then return { 'duplica
 if job.state ~= 'running' or job.nonce ~= nonce then return { 'stale', job.state } end
 
 local attempts = number(job.attempts) + 1
-local delay = retriable == '1' and tonumber(ARGV[5 + attempts])
+local delay = retriable == '1' and tonumber(ARGV[FIRST - 1 + attempts])
 if not delay then
   bury(job, reason, message, 'attempts', attempts, 'failed', nonce, 'reported', nonce)
   return { 'accepted', 'failed' }

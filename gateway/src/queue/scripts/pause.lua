@@ -2,7 +2,9 @@
 -- ARGV: 'pool' | 'tenant', its name, 'pause' | 'resume', reason
 -- Reply: what it was paused with before, '<ms> <reason>', or ''; for 'pause' that stays
 local kind, name, act, reason = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-if (kind ~= 'pool' and kind ~= 'tenant') or not name or (act ~= 'pause' and act ~= 'resume') or not reason then
+-- A pool's name has a colon, a tenant's has none: that tells them apart in `paused`.
+local is_named = not is_empty(name) and kind == (string.find(name, ':', 1, true) and 'pool' or 'tenant')
+if not is_named or (act ~= 'pause' and act ~= 'resume') or not reason then
   return redis.error_reply('ERR pause: bad arguments')
 end
 

@@ -2,7 +2,9 @@
 -- ARGV: most jobs of each kind, ms that succeeded and cancelled jobs are kept, ms that failed ones are kept
 -- Reply: {{id, nonce of its pictures or ''}, …}
 local limit, done, dead = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-if not (limit and done and dead) or limit > 100 then return redis.error_reply('ERR purge: bad arguments') end
+if not (limit and done and dead) or limit < 0 or limit > 100 then
+  return redis.error_reply('ERR purge: bad arguments')
+end
 
 local purged = {}
 local function sweep(set, keep)

@@ -1,8 +1,11 @@
 -- Moves on what time has overtaken: leases that ran out, delays that are over, deadlines that passed.
--- ARGV: most jobs of each kind, crashes that make a job dead
+-- ARGV: most jobs of each kind, crashes that make a job dead, failures of a job that are kept
 -- Reply: {leases lost, of those dead, delays over, deadlines passed}; a full batch means that more may wait
 local limit, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
-if not (limit and budget) or limit > 100 then return redis.error_reply('ERR reap: bad arguments') end
+HISTORY = tonumber(ARGV[3])
+if not (limit and budget and HISTORY) or limit < 0 or limit > 100 or HISTORY < 1 then
+  return redis.error_reply('ERR reap: bad arguments')
+end
 
 local clock = lease_clock()
 local lost, dead, over, passed = 0, 0, 0, 0

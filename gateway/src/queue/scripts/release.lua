@@ -2,7 +2,7 @@
 -- ARGV: id, nonce, checkpoint or ''
 -- Reply: {'accepted' | 'duplicate' | 'stale', state now}
 local id, nonce, checkpoint = ARGV[1], ARGV[2], ARGV[3]
-if not (id and nonce and checkpoint) then return redis.error_reply('ERR release: bad arguments') end
+if is_empty(id) or is_empty(nonce) or not checkpoint then return redis.error_reply('ERR release: bad arguments') end
 
 local job = load(id)
 if not job then return { 'stale', '' } end

@@ -3,14 +3,15 @@
 --       request hash, most jobs that may wait in the pool,
 --       then for the whole shard: most bytes, submissions a second, burst,
 --       then for a tenant without settings of its own: most jobs queued, most bytes, submissions a second, burst.
---       0 is no limit.
+--       0 is no limit, but for the jobs that may wait.
 -- Reply: {'created' | 'existed' | 'conflict' | 'full' | 'quota', id, which limit or '', the limit or '', ms to wait or 0}
 local id, tenant, model, stages = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local rows, boost, timeout, limit = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[12])
 local idem, hash = ARGV[10], ARGV[11]
 local stage = string.match(stages or '', '^[^,]+')
 for i = 13, 19 do limit = limit and tonumber(ARGV[i]) and limit end
-if not (id and tenant and model and stage and rows and boost and timeout and limit) then
+if is_empty(id) or is_empty(tenant) or is_empty(model) or not (stage and rows and boost and timeout and limit)
+  or (idem ~= '' and hash == '') then
   return redis.error_reply('ERR submit: bad arguments')
 end
 local function reply(outcome, of, which, value, wait)

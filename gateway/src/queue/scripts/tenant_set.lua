@@ -2,10 +2,13 @@
 -- ARGV: tenant, then pairs: name, value ('' takes the setting away)
 -- Reply: 'ok'
 local tenant = ARGV[1]
-if not tenant or #ARGV % 2 ~= 1 or #ARGV > 101 then return redis.error_reply('ERR tenant_set: bad arguments') end
+local SETTINGS = { weight = true, max_running = true, max_queued = true, max_bytes = true, rate = true, burst = true }
+local bad = is_empty(tenant) or #ARGV % 2 ~= 1 or #ARGV > 101
 for i = 2, #ARGV, 2 do
-  if ARGV[i + 1] ~= '' and not tonumber(ARGV[i + 1]) then return redis.error_reply('ERR tenant_set: bad arguments') end
+  local name, value = ARGV[i], tonumber(ARGV[i + 1])
+  bad = bad or not SETTINGS[name] or ARGV[i + 1] ~= '' and (not value or value < 0 or name == 'weight' and value == 0)
 end
+if bad then return redis.error_reply('ERR tenant_set: bad arguments') end
 
 local key = P .. 'tenant:' .. tenant
 for i = 2, #ARGV, 2 do

@@ -1,0 +1,460 @@
+//! What each script does that workers and clients cause, as docs/queue.md says.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    calls::{Beat, Call, Claim, Complete, Fail, Submit},
+    shard::{Budget, Claimed, Finish, Job, Line, Ms, Rate, Reply, Shard, State, reply},
+};
+
+/// Tenants that one claim looks at.
+const LOOKS: usize = 100;
+
+impl Shard {
+    /// One call, at a time.
+    pub fn call(&mut self, now: Ms, call: &Call) -> Reply {
+        self.now = now;
+        self.rung.clear();
+        match call {
+            Call::Submit(new) => self.submit(new),
+            Call::Claim(claim) => self.claim(claim),
+            Call::Beat { worker, lease, beats } => self.beat(worker, *lease, beats),
+            Call::Complete(complete) => self.complete(complete),
+            Call::Fail(fail) => self.fail(fail),
+            Call::Release {
+                id,
+                nonce,
+                checkpoint,
+            } => self.release(id, nonce, checkpoint),
+            Call::Reap {
+                most,
+                crashes,
+                history,
+            } => self.reap(*most, *crashes, *history),
+            Call::Cancel { id, tenant } => self.cancel(id, tenant),
+            Call::Purge {
+                most,
+                keep_done,
+                keep_dead,
+            } => self.purge(*most, *keep_done, *keep_dead),
+            Call::TenantSet { tenant, settings } => self.tenant_set(tenant, settings),
+            Call::Pause { name, resume, reason } => self.pause(name, *resume, reason),
+            Call::RetryDead { token, ids } => self.retry_dead(token, ids),
+            Call::PurgeDead { ids } => self.purge_dead(ids),
+            Call::Requeue { id } => self.requeue(id),
+            Call::Audit {
+                token, act, patience, ..
+            } => self.audit(token, act, *patience),
+            Call::Wrong { script, .. } => Reply::Error(format!("{script}: bad arguments")),
+        }
+    }
+
+    fn submit(&mut self, new: &Submit) -> Reply {
+        if self.jobs.contains_key(&new.id) {
+            return submitted("created", &new.id, "", None, 0.0);
+        }
+        if let Some((key, request)) = &new.idempotency {
+            let is_known = |job: &&Job| {
+                let known = job.idempotency.as_ref();
+                job.tenant == new.tenant && known.is_some_and(|(known, _)| known == key)
+            };
+            if let Some(job) = self.jobs.values().find(is_known) {
+                let same = job
+                    .idempotency
+                    .as_ref()
+                    .is_some_and(|(_, known)| known == request);
+                return submitted(if same { "existed" } else { "conflict" }, &job.id, "", None, 0.0);
+            }
+        }
+        let first = new.stages.first().cloned().unwrap_or_default();
+        let pool = format!("{}:{first}", new.model);
+        let bytes = (new.request.len() + new.traceparent.len()) as i64;
+        let waiting = self.jobs.values().filter(|job| job.waits_in(&pool)).count() as i64;
+        if waiting >= new.max_waiting {
+            return submitted("full", &new.id, "jobs", Some(new.max_waiting as f64), 0.0);
+        }
+        if new.max_bytes > 0 && self.bytes(None) + bytes > new.max_bytes {
+            return submitted("full", &new.id, "bytes", Some(new.max_bytes as f64), 0.0);
+        }
+        let (due, wait) = self.bucket("", new.rate, new.burst);
+        if wait > 0.0 {
+            return submitted("full", &new.id, "rate", Some(new.rate), wait);
+        }
+        let (tenant, default) = (&new.tenant, &new.tenant_limits);
+        let own = |name: &str, default: f64| self.setting(tenant, name).unwrap_or(default);
+        let max_queued = own("max_queued", default.max_queued);
+        if max_queued > 0.0 && self.count(tenant, &["queued", "delayed"]) as f64 >= max_queued {
+            return submitted("quota", &new.id, "max_queued", Some(max_queued), 0.0);
+        }
+        let max_bytes = own("max_bytes", default.max_bytes);
+        if max_bytes > 0.0 && (self.bytes(Some(tenant)) + bytes) as f64 > max_bytes {
+            return submitted("quota", &new.id, "max_bytes", Some(max_bytes), 0.0);
+        }
+        let rate = own("rate", default.rate);
+        let (own_due, wait) = self.bucket(tenant, rate, own("burst", default.burst));
+        if wait > 0.0 {
+            return submitted("quota", &new.id, "rate", Some(rate), wait);
+        }
+        self.pay("", due);
+        self.pay(tenant, own_due);
+        let now = self.now;
+        let job = Job {
+            id: new.id.clone(),
+            state: State::Queued,
+            tenant: tenant.clone(),
+            model: new.model.clone(),
+            stages: new.stages.clone(),
+            stage: first,
+            rows: new.rows,
+            score: now - new.boost,
+            request: new.request.clone(),
+            traceparent: new.traceparent.clone(),
+            bytes,
+            timeout: new.timeout,
+            deadline: now + new.timeout,
+            attempts: 0,
+            crashes: 0,
+            unacked: None,
+            created: now,
+            updated: now,
+            queued: now,
+            claimed: None,
+            finished: None,
+            version: 1,
+            owner: None,
+            acked: None,
+            prev: None,
+            charged: None,
+            progress: None,
+            checkpoint: None,
+            finishes: BTreeMap::new(),
+            pictures: None,
+            error: None,
+            reported: None,
+            failed: None,
+            released: None,
+            retried: None,
+            idempotency: new.idempotency.clone(),
+            seen: None,
+            history: Vec::new(),
+        };
+        self.jobs.insert(new.id.clone(), job);
+        self.enqueue(&new.id);
+        submitted("created", &new.id, "", None, 0.0)
+    }
+
+    /// When the submission after this one would be on time, and how long this one must wait.
+    fn bucket(&self, whose: &str, rate: f64, burst: f64) -> (Option<f64>, f64) {
+        if rate <= 0.0 {
+            return (None, 0.0);
+        }
+        let now = self.now as f64;
+        let (space, most) = (
+            1000.0 / rate,
+            if burst > 0.0 { burst } else { rate.ceil() }.max(1.0),
+        );
+        let stored = self.rates.get(whose).map_or(0.0, |rate| rate.due);
+        let due = stored.max(now).min(now + most * space);
+        (Some(due + space), (due - now - (most - 1.0) * space).max(0.0))
+    }
+
+    fn pay(&mut self, whose: &str, due: Option<f64>) {
+        let Some(due) = due else { return };
+        let expires = self.now + ((due - self.now as f64).ceil() as Ms).max(1);
+        // Thousandths are kept.
+        let due = format!("{due:.3}").parse().expect("a number");
+        self.rates.insert(whose.to_owned(), Rate { due, expires });
+    }
+
+    fn claim(&mut self, claim: &Claim) -> Reply {
+        let first_nonce = claim.nonces.first().expect("a nonce").clone();
+        if let Some(last) = self
+            .claims
+            .get(&claim.worker)
+            .filter(|last| last.first_nonce == first_nonce)
+        {
+            let still = last.ids.iter().zip(&claim.nonces);
+            let still =
+                still.filter(|(id, nonce)| self.jobs.get(*id).is_some_and(|job| job.runs_under(nonce)));
+            return Reply::List(still.map(|(id, nonce)| self.grant(id, nonce)).collect());
+        }
+        let pool = format!("{}:{}", claim.model, claim.stage);
+        let is_empty = |line: &Line| line.tenants.is_empty();
+        if self.is_paused(&pool) || self.lines.get(&pool).is_none_or(is_empty) {
+            return Reply::List(Vec::new());
+        }
+        let lease = self.tick() + claim.lease;
+        let (mut credit, mut nonces) = (claim.credit, claim.nonces.iter());
+        let (mut grants, mut ids) = (Vec::new(), Vec::new());
+        for _ in 0..LOOKS {
+            if credit <= 0 || nonces.len() == 0 {
+                break;
+            }
+            let Some((tenant, time)) = self.lines.get(&pool).and_then(Line::head) else {
+                break;
+            };
+            let job = self
+                .first_waiting(&pool, &tenant)
+                .expect("a tenant in line has a job")
+                .clone();
+            let max_running = self.setting(&tenant, "max_running").unwrap_or(claim.max_running);
+            let at_its_cap = max_running > 0.0 && self.count(&tenant, &["running"]) as f64 >= max_running;
+            if job.deadline <= self.now {
+                let message = "the deadline passed while the job waited for a shard";
+                self.bury(&job.id, claim.history, "5", message);
+            } else if self.is_paused(&tenant) || at_its_cap {
+                self.hold(&pool, &tenant);
+            } else {
+                let nonce = nonces.next().expect("nonces are left");
+                grants.push(self.grant(&job.id, nonce));
+                let weight = self.setting(&tenant, "weight").unwrap_or(claim.weight);
+                let line = self.lines.entry(pool.clone()).or_default();
+                line.time = Some(time);
+                line.tenants.insert(tenant, time + job.rows as f64 / weight);
+                self.leave(&job.id);
+                let now = self.now;
+                self.job(&job.id).claimed = Some(now);
+                self.run(&job.id, nonce, &claim.worker, lease);
+                credit -= job.rows;
+                ids.push(job.id);
+            }
+        }
+        if !ids.is_empty() {
+            let expires = self.now + claim.lease.max(1);
+            let claimed = Claimed {
+                first_nonce,
+                ids,
+                expires,
+            };
+            self.claims.insert(claim.worker.clone(), claimed);
+        }
+        Reply::List(grants)
+    }
+
+    /// A lease in the words of a claim's reply.
+    fn grant(&self, id: &str, nonce: &str) -> Reply {
+        let job = &self.jobs[id];
+        let before = job.stage_before().and_then(|stage| job.finishes.get(stage));
+        let tokens = before
+            .and_then(|finish| finish.tokens.clone())
+            .unwrap_or_default();
+        reply![
+            id,
+            nonce,
+            &job.request,
+            &tokens,
+            &job.checkpoint.clone().unwrap_or_default(),
+            &job.deadline.to_string(),
+            &job.traceparent,
+            &(self.now - job.queued).max(0).to_string(),
+            &job.attempts.to_string(),
+            &job.tenant,
+        ]
+    }
+
+    fn beat(&mut self, worker: &str, lease: Ms, beats: &[Beat]) -> Reply {
+        let expires = self.tick() + lease;
+        let reply = beats.iter().map(|beat| self.beat_one(worker, expires, beat));
+        Reply::from(reply.collect::<Vec<_>>())
+    }
+
+    fn beat_one(&mut self, worker: &str, expires: Ms, beat: &Beat) -> &'static str {
+        let (id, nonce) = (beat.id.as_str(), beat.nonce.as_str());
+        let progress = Some((beat.step.clone(), beat.of.clone()));
+        let Some(job) = self.jobs.get_mut(id) else {
+            return "lost";
+        };
+        if job.reported.as_deref() == Some(nonce) {
+            return "reported";
+        }
+        if job.was_lost_by(nonce) {
+            // The lease ran out, but the shard is alive and nobody took the job over.
+            (job.progress, job.acked) = (progress, Some(nonce.to_owned()));
+            self.leave(id);
+            self.forgive(id);
+            self.run(id, nonce, worker, expires);
+        } else if job.runs_under(nonce) {
+            job.state = State::Running(nonce.to_owned(), expires);
+            job.acked = Some(nonce.to_owned());
+            if job.progress != progress {
+                job.progress = progress;
+                self.save(id);
+            }
+        } else {
+            return match (&job.state, &job.error) {
+                (State::Cancelled, _) => "cancelled",
+                (State::Failed, Some((reason, _))) if reason == "5" => "deadline",
+                _ => "lost",
+            };
+        }
+        if !beat.checkpoint.is_empty() {
+            self.job(id).checkpoint = Some(beat.checkpoint.clone());
+        }
+        "held"
+    }
+
+    fn complete(&mut self, complete: &Complete) -> Reply {
+        let (id, nonce) = (complete.id.as_str(), complete.nonce.as_str());
+        let Some(job) = self.jobs.get(id).cloned() else {
+            return reply!["stale", "", 0, ""];
+        };
+        let age = self.now - job.created;
+        let finish = job.finishes.get(&complete.stage);
+        let digest = finish.map(|finish| finish.digest.as_str()).unwrap_or_default();
+        let other = if digest == complete.digest { "" } else { digest };
+        if finish.is_some_and(|finish| finish.nonce == nonce) {
+            return reply!["duplicate", job.state.name(), age, other];
+        }
+        let late = job.was_lost_by(nonce);
+        if !(late || job.runs_under(nonce)) || job.stage != complete.stage {
+            return reply!["stale", job.state.name(), age, other];
+        }
+        let after = job.stage_after().cloned();
+        if complete.is_tokens != after.is_some() || complete.rows != job.rows {
+            return reply!["refused", job.state.name(), age, ""];
+        }
+        if late {
+            self.forgive(id);
+        } else if let Some(claimed) = job.claimed {
+            let took = (self.now - claimed) as f64;
+            let before = self.took.get(&job.pool()).copied().unwrap_or(took);
+            let average = format!("{:.1}", before + (took - before) / 16.0);
+            self.took.insert(job.pool(), average.parse().expect("a number"));
+        }
+        let record = self.job(id);
+        record.reported = Some(nonce.to_owned());
+        let finish = Finish {
+            nonce: nonce.to_owned(),
+            digest: complete.digest.clone(),
+            timing: complete.timing.clone(),
+            tokens: after.is_some().then(|| complete.result.clone()),
+        };
+        record.finishes.insert(complete.stage.clone(), finish);
+        let Some(after) = after else {
+            record.pictures = Some((complete.result.clone(), nonce.to_owned()));
+            self.finish(id, State::Succeeded);
+            return reply!["accepted", "succeeded", age, ""];
+        };
+        self.leave(id);
+        let record = self.job(id);
+        record.bytes += complete.result.len() as i64;
+        (record.prev, record.checkpoint, record.progress, record.owner) = (None, None, None, None);
+        (record.stage, record.attempts) = (after, 0);
+        self.save(id);
+        self.enqueue(id);
+        reply!["accepted", "queued", age, ""]
+    }
+
+    fn fail(&mut self, fail: &Fail) -> Reply {
+        let (id, nonce) = (fail.id.as_str(), fail.nonce.as_str());
+        let now = self.now;
+        let Some(job) = self.jobs.get_mut(id) else {
+            return reply!["stale", ""];
+        };
+        if job.failed.as_deref() == Some(nonce) {
+            return reply!["duplicate", job.state.name()];
+        }
+        if !job.runs_under(nonce) {
+            return reply!["stale", job.state.name()];
+        }
+        job.attempts += 1;
+        (job.failed, job.reported) = (Some(nonce.to_owned()), Some(nonce.to_owned()));
+        let delay = fail
+            .delays
+            .get(job.attempts as usize - 1)
+            .filter(|_| fail.retriable);
+        let Some(delay) = delay else {
+            self.bury(id, fail.history, &fail.reason, &fail.message);
+            return reply!["accepted", "failed"];
+        };
+        self.note(id, fail.history, &fail.reason, &fail.message);
+        self.leave(id);
+        let job = self.job(id);
+        job.state = State::Delayed(now + delay);
+        (job.prev, job.checkpoint, job.progress) = (None, None, None);
+        job.error = Some((fail.reason.clone(), fail.message.clone()));
+        self.mark(id);
+        self.save(id);
+        reply!["accepted", "delayed"]
+    }
+
+    fn release(&mut self, id: &str, nonce: &str, checkpoint: &str) -> Reply {
+        let Some(job) = self.jobs.get_mut(id) else {
+            return reply!["stale", ""];
+        };
+        if job.released.as_deref() == Some(nonce) {
+            return reply!["duplicate", job.state.name()];
+        }
+        let late = job.was_lost_by(nonce);
+        if !late && !job.runs_under(nonce) {
+            return reply!["stale", job.state.name()];
+        }
+        if !checkpoint.is_empty() {
+            job.checkpoint = Some(checkpoint.to_owned());
+        }
+        (job.released, job.reported) = (Some(nonce.to_owned()), Some(nonce.to_owned()));
+        if late {
+            job.prev = None;
+            self.forgive(id);
+            self.save(id);
+        } else {
+            self.requeue_job(id, None);
+        }
+        reply!["accepted", "queued"]
+    }
+
+    fn reap(&mut self, most: i64, crashes: i64, history: i64) -> Reply {
+        let (now, clock) = (self.now, self.tick());
+        let overdue = self.due(|job| job.state.is_live().then_some(job.deadline), now, most);
+        for id in &overdue {
+            self.revoke(id, "deadline");
+            self.bury(id, history, "5", "the deadline passed before the job was done");
+        }
+        let lease = |job: &Job| match job.state {
+            State::Running(_, lease) => Some(lease),
+            _ => None,
+        };
+        let lost = self.due(lease, clock, most);
+        let mut dead = 0;
+        for id in &lost {
+            let job = self.job(id);
+            let State::Running(nonce, _) = job.state.clone() else {
+                continue;
+            };
+            let unacked = job.unacked.unwrap_or(0);
+            let is_acked = job.acked.as_ref() == Some(&nonce);
+            let charged = if !is_acked && unacked < crashes {
+                Budget::Unacked
+            } else {
+                Budget::Crashes
+            };
+            let crashed = job.crashes + i64::from(charged == Budget::Crashes);
+            job.crashes = crashed;
+            if crashed >= crashes {
+                dead += 1;
+                let message =
+                    format!("{crashed} shards were lost while they held this job; it is not tried again");
+                self.bury(id, history, "4", &message);
+                continue;
+            }
+            job.unacked = Some(unacked + i64::from(charged == Budget::Unacked));
+            job.charged = Some(charged);
+            self.note(id, history, "4", "the shard was lost");
+            self.requeue_job(id, Some(nonce));
+        }
+        let delay = |job: &Job| match job.state {
+            State::Delayed(until) => Some(until),
+            _ => None,
+        };
+        let over = self.due(delay, now, most);
+        for id in &over {
+            self.requeue_job(id, None);
+        }
+        reply![lost.len() as i64, dead, over.len() as i64, overdue.len() as i64]
+    }
+}
+
+fn submitted(outcome: &str, id: &str, limit: &str, value: Option<f64>, wait: f64) -> Reply {
+    let value = value.map(|value| value.to_string()).unwrap_or_default();
+    reply![outcome, id, limit, &value, wait.ceil() as i64]
+}
