@@ -109,7 +109,7 @@ impl<'a> Follower<'a> {
             omit_images: false,
         };
         let mut stream = client.generate(traced(Request::new(message))).await?.into_inner();
-        while let Some(GenerateResponse { event }) = stream.message().await? {
+        while let Some(GenerateResponse { event, .. }) = stream.message().await? {
             self.take(match event {
                 Some(generate_response::Event::Job(job)) => Event::Job(Box::new(job)),
                 Some(generate_response::Event::Progress(progress)) => Event::Progress(progress),

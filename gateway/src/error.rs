@@ -132,6 +132,13 @@ impl From<Error> for CallError {
             Error::Redis(RedisError::Unavailable(reason)) => {
                 Self::unavailable("the queue is not available for now", OUTAGE_RETRY).with_source(reason)
             }
+            Error::Redis(RedisError::NotConfirmed { wanted, got }) => Self::unavailable(
+                format!(
+                    "the job is queued, but only {got} of {wanted} copies were confirmed in time: a failover may lose it. \
+                     Send it again under the same idempotency key; without one it would be another job"
+                ),
+                OUTAGE_RETRY,
+            ),
             Error::Redis(RedisError::OutOfMemory) => {
                 Self::unavailable("the queue's memory is full", FULL_RETRY)
             }

@@ -34,7 +34,9 @@ pub fn news(told: Option<&Job>, now: &Job) -> Option<News> {
     let Some(told) = told else {
         return Some(News::Job(Box::new(now.clone())));
     };
-    if now.version <= told.version {
+    // After a failover that lost the last writes, versions begin again lower; the end is news all the same.
+    let has_just_ended = has_ended(now) && !has_ended(told);
+    if now.version <= told.version && !has_just_ended {
         return None;
     }
     let place = |job: &Job| {
@@ -180,6 +182,17 @@ mod tests {
         assert_eq!(news(Some(&running), &later), later.progress.map(News::Progress));
         let done = job(4, JobState::Succeeded, 12);
         assert_eq!(news(Some(&later), &done), Some(News::Job(Box::new(done.clone()))));
+    }
+
+    #[test]
+    fn the_end_is_told_even_if_a_failover_has_set_the_version_back() {
+        let running = job(9, JobState::Running, 1);
+        let done = job(4, JobState::Succeeded, 12);
+        assert_eq!(
+            news(Some(&running), &done),
+            Some(News::Job(Box::new(done.clone())))
+        );
+        assert_eq!(news(Some(&done), &done), None);
     }
 
     proptest! {

@@ -50,7 +50,13 @@ impl GenerationService {
     ) -> Result<(), Error> {
         let submitted = self.jobs.submit(&tenant, request.request, traceparent).await?;
         let (id, version) = (submitted.job.id.clone(), submitted.job.version);
-        let event = |event| Ok(GenerateResponse { event: Some(event) });
+        let mut durability = Some(submitted.durability);
+        let mut event = |event| {
+            Ok(GenerateResponse {
+                event: Some(event),
+                durability: durability.take(),
+            })
+        };
         // An earlier job may have ended already: then the watch has the last word.
         if !crate::watch::has_ended(&submitted.job)
             && sender
@@ -129,8 +135,11 @@ impl Generation for GenerationService {
             .jobs
             .submit(&tenant, request.into_inner().request, traceparent)
             .await?;
-        let (job, already_existed) = (Some(submitted.job), submitted.already_existed);
-        Ok(Response::new(SubmitJobResponse { job, already_existed }))
+        Ok(Response::new(SubmitJobResponse {
+            job: Some(submitted.job),
+            already_existed: submitted.already_existed,
+            durability: Some(submitted.durability),
+        }))
     }
 
     async fn submit_jobs(

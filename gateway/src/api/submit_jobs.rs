@@ -187,6 +187,7 @@ impl SubmitStream {
         let accepted = SubmitJobsAccepted {
             job_id: submitted.job.id,
             already_existed: submitted.already_existed,
+            durability: Some(submitted.durability),
         };
         self.answers
             .send(item.sequence, Event::Accepted(accepted))

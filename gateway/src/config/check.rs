@@ -10,6 +10,8 @@ pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
         ("redis.response_timeout_ms", config.redis.response_timeout_ms),
         ("redis.reconnect_delay_ms", config.redis.reconnect_delay_ms),
         ("redis.ping_ms", config.redis.ping_ms),
+        ("redis.sentinel_check_ms", config.redis.sentinel_check_ms),
+        ("queue.confirm_timeout_ms", config.queue.confirm_timeout_ms),
         ("queue.shards", u64::from(config.queue.shards)),
         ("queue.attempts", u64::from(config.queue.attempts)),
         ("queue.crashes", u64::from(config.queue.crashes)),
@@ -95,6 +97,24 @@ pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
             format!("must be between 0 and 1, not {}", config.redis.memory_share),
         ));
     }
+    if !config.redis.sentinels.is_empty() && config.redis.service_name.is_empty() {
+        return Err(ConfigError::invalid(
+            "redis.service_name",
+            "must be what the Sentinels call the primary",
+        ));
+    }
+    if config.redis.cert_file.is_some() != config.redis.key_file.is_some() {
+        return Err(ConfigError::invalid(
+            "redis.key_file",
+            "redis.cert_file and redis.key_file go together",
+        ));
+    }
+    if config.queue.replicas_on_disk && config.queue.replicas == 0 {
+        return Err(ConfigError::invalid(
+            "queue.replicas",
+            "must be at least 1 with queue.replicas_on_disk",
+        ));
+    }
     let prefix = &config.redis.prefix;
     if prefix.is_empty()
         || !prefix
@@ -118,6 +138,24 @@ mod tests {
     #[test]
     fn the_defaults_hold_together() {
         Config::default().validate().unwrap();
+    }
+
+    #[test]
+    fn settings_that_only_make_sense_together_are_refused_alone() {
+        let refused = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            config.validate().unwrap_err().to_string()
+        };
+        let key = refused(|config| config.redis.cert_file = Some("client.pem".into()));
+        assert!(key.contains("redis.key_file"), "{key}");
+        let replicas = refused(|config| config.queue.replicas_on_disk = true);
+        assert!(replicas.contains("queue.replicas"), "{replicas}");
+        let name = refused(|config| {
+            config.redis.sentinels = vec!["redis://s1:26379".to_owned()];
+            config.redis.service_name.clear();
+        });
+        assert!(name.contains("redis.service_name"), "{name}");
     }
 
     #[test]

@@ -34,6 +34,13 @@ impl Default for Redis {
         Self {
             url: "redis://127.0.0.1:6379".to_owned(),
             password_file: None,
+            sentinels: Vec::new(),
+            service_name: "mymaster".to_owned(),
+            sentinel_password_file: None,
+            sentinel_check_ms: 5_000,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
             prefix: "muse".to_owned(),
             connect_timeout_ms: 2_000,
             response_timeout_ms: 2_000,
@@ -50,6 +57,9 @@ impl Default for Queue {
     fn default() -> Self {
         Self {
             durability: Durability::Always,
+            replicas: 0,
+            replicas_on_disk: false,
+            confirm_timeout_ms: 2_000,
             shards: 1,
             lease_ms: 10_000,
             attempts: 4,

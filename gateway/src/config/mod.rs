@@ -42,10 +42,25 @@ pub struct Config {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Redis {
-    /// `redis://host:port/db`, `rediss://…` for TLS, or `unix:///path`. Without a password: see `password_file`.
+    /// `redis://user@host:port/db`, `rediss://…` for TLS, or `unix:///path`. Without a password: see `password_file`. With
+    /// `sentinels`, its host and port are not used; its scheme, user and database hold for the server that they name.
     pub url: String,
     /// A file with the password alone; whitespace around it is dropped.
     pub password_file: Option<PathBuf>,
+    /// Sentinels that know the primary, as `redis://user@host:26379` or `rediss://…`; empty: it is at `url`.
+    pub sentinels: Vec<String>,
+    /// What the Sentinels call the primary.
+    pub service_name: String,
+    /// A file with the Sentinels' password alone, where they have one.
+    pub sentinel_password_file: Option<PathBuf>,
+    /// While all is well, the Sentinels are asked this often whether another server is the primary now.
+    pub sentinel_check_ms: u64,
+    /// The certificates (PEM) that servers and Sentinels are trusted by; absent: the machine's own.
+    pub ca_file: Option<PathBuf>,
+    /// The client's own certificate (PEM), where the servers want one; with `key_file`.
+    pub cert_file: Option<PathBuf>,
+    /// The key of `cert_file` (PEM).
+    pub key_file: Option<PathBuf>,
     /// What every key begins with; several clusters can share a server.
     pub prefix: String,
     /// For a new connection, its checks included.
@@ -71,6 +86,9 @@ pub struct Redis {
 pub enum Durability {
     /// Accepted means on disk: `appendonly yes`, `appendfsync always`.
     Always,
+    /// Accepted means on disk, and what follows may lose a second: `appendonly yes`, `appendfsync everysec` is enough. An
+    /// acceptance waits for the next write to the disk, up to a second (WAITAOF). Redis 7.2 or later.
+    Synced,
     /// A crash of the server may lose the last second: `appendonly yes`, `appendfsync everysec` or `always`.
     Everysec,
     /// A restart of the server may lose everything. For tests.
@@ -83,8 +101,15 @@ pub enum Durability {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Queue {
-    /// What an accepted job must survive.
+    /// What an accepted job must survive on the primary.
     pub durability: Durability,
+    /// Replicas that must have a job before it is accepted (WAIT). The primary must have as many at start.
+    pub replicas: u32,
+    /// They must have it on disk (WAITAOF). Redis 7.2 or later, and `appendonly yes` on the replicas.
+    pub replicas_on_disk: bool,
+    /// What `durability = "synced"` and `replicas` wait for must come within this time, or the client is told that the job
+    /// is not confirmed.
+    pub confirm_timeout_ms: u64,
     /// Key groups that tenants are spread over; more than 1 only helps a Redis Cluster. Raising it leaves earlier jobs
     /// where they are, lowering it hides those of the shards that went.
     pub shards: u16,

@@ -11,7 +11,10 @@ use futures::StreamExt as _;
 use redis::RedisResult;
 use tokio::sync::{mpsc, watch};
 
-use super::Redis;
+use super::{
+    Redis,
+    supervisor::{Link, wait_up},
+};
 
 /// The doorbells of one gateway; cloning is cheap.
 #[derive(Clone)]
@@ -211,7 +214,11 @@ async fn listen(redis: Redis, board: Weak<Board>, prefixes: Vec<String>) {
 async fn listen_once(redis: &Redis, board: &Weak<Board>, prefixes: &[String]) -> RedisResult<()> {
     let limit = Duration::from_millis(redis.config().connect_timeout_ms);
     let timed_out = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
-    let connection = tokio::time::timeout(limit, redis.client().get_async_pubsub())
+    let mut links = redis.links();
+    let Ok(line) = wait_up(&mut links, tokio::time::Instant::now() + limit).await else {
+        return Ok(());
+    };
+    let connection = tokio::time::timeout(limit, line.client.get_async_pubsub())
         .await
         .map_err(timed_out)??;
     let (mut sink, mut messages) = connection.split();
@@ -238,6 +245,8 @@ async fn listen_once(redis: &Redis, board: &Weak<Board>, prefixes: &[String]) ->
                     board.ring(&channel, payload);
                 }
             }
+            // The commands have moved, perhaps to another server: so do the bells.
+            () = moved(&mut links, line.generation) => return Ok(()),
             _ = pings.tick() => {
                 if board.strong_count() == 0 {
                     return Ok(());
@@ -246,4 +255,10 @@ async fn listen_once(redis: &Redis, board: &Weak<Board>, prefixes: &[String]) ->
             }
         }
     }
+}
+
+/// Returns when there is another connection than `generation`.
+async fn moved(links: &mut watch::Receiver<Link>, generation: u64) {
+    let other = |link: &Link| matches!(link, Link::Up(line) if line.generation != generation);
+    let _ = links.wait_for(other).await;
 }

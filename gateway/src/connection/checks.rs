@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::Guarantee;
 use crate::config::Durability;
 
 /// What a server says about itself.
@@ -11,6 +12,10 @@ pub struct Facts {
     pub version: String,
     /// `master` or `slave`.
     pub role: String,
+    /// It is a node of a Redis Cluster.
+    pub cluster: bool,
+    /// Replicas that follow it now.
+    pub replicas: u32,
     /// CONFIG GET, or `None` when the server refuses to tell.
     pub settings: Option<HashMap<String, String>>,
 }
@@ -24,6 +29,26 @@ pub enum Unfit {
     /// Writes would be refused.
     #[error("Redis is a replica: point redis.url at the primary")]
     Replica,
+    /// Keys would be on other nodes.
+    #[error(
+        "Redis is a node of a Redis Cluster, which is not supported yet: use a primary with replicas (redis.sentinels)"
+    )]
+    Cluster,
+    /// It cannot confirm what is promised.
+    #[error(
+        "queue.durability = \"synced\" and queue.replicas_on_disk need WAITAOF, which Redis {0} does not have: use Redis 7.2 or later, or Valkey"
+    )]
+    NoWaitAof(String),
+    /// It has too few replicas.
+    #[error(
+        "queue.replicas = {needed}, but Redis has {found} that follow it: start them, or set queue.replicas to what is enough for you"
+    )]
+    Replicas {
+        /// The configured number.
+        needed: u32,
+        /// Those that are there.
+        found: u32,
+    },
     /// It would throw jobs away.
     #[error(
         "Redis has maxmemory-policy {0}, which throws jobs away when memory is short: set `maxmemory-policy noeviction`"
@@ -31,7 +56,7 @@ pub enum Unfit {
     Evicting(String),
     /// It does not keep what queue.durability promises.
     #[error(
-        "queue.durability = \"{promised}\" needs `{needed}` in Redis, which has `{found}`: set it there, or set queue.durability to what is enough for you (always, everysec, none)"
+        "queue.durability = \"{promised}\" needs `{needed}` in Redis, which has `{found}`: set it there, or set queue.durability to what is enough for you (always, synced, everysec, none)"
     )]
     Durability {
         /// The configured level.
@@ -60,17 +85,21 @@ pub(super) const SETTINGS: [&str; 4] = [
 ///
 /// # Errors
 /// [`Unfit`], for the first thing that is wrong.
-pub fn check(facts: &Facts, durability: Durability) -> Result<(), Unfit> {
-    let major = facts
-        .version
-        .split('.')
-        .next()
-        .and_then(|major| major.parse::<u32>().ok());
-    if major.is_none_or(|major| major < 7) {
+pub fn check(facts: &Facts, guarantee: &Guarantee) -> Result<(), Unfit> {
+    let durability = guarantee.durability;
+    let mut parts = facts.version.split('.').map(|part| part.parse::<u32>().ok());
+    let version = (parts.next().flatten(), parts.next().flatten().unwrap_or(0));
+    let (Some(major @ 7..), minor) = version else {
         return Err(Unfit::Version(facts.version.clone()));
+    };
+    if facts.cluster {
+        return Err(Unfit::Cluster);
     }
     if facts.role == "slave" {
         return Err(Unfit::Replica);
+    }
+    if guarantee.needs_waitaof() && (major, minor) < (7, 2) {
+        return Err(Unfit::NoWaitAof(facts.version.clone()));
     }
     let Some(settings) = &facts.settings else {
         return if durability == Durability::Unverified {
@@ -86,6 +115,7 @@ pub fn check(facts: &Facts, durability: Durability) -> Result<(), Unfit> {
     }
     let (promised, fsync, needed): (_, &[&str], _) = match durability {
         Durability::None | Durability::Unverified => return Ok(()),
+        Durability::Synced => ("synced", &["everysec", "always"], "appendfsync everysec"),
         Durability::Everysec => ("everysec", &["everysec", "always"], "appendfsync everysec"),
         Durability::Always => ("always", &["always"], "appendfsync always"),
     };
@@ -106,6 +136,29 @@ pub fn check(facts: &Facts, durability: Durability) -> Result<(), Unfit> {
         });
     }
     Ok(())
+}
+
+/// Checks that a server has the replicas that are waited for. Asked at start alone: later on, accepted jobs go on without
+/// them, and new ones are refused one by one.
+///
+/// # Errors
+/// [`Unfit::Replicas`].
+pub(super) fn check_replicas(facts: &Facts, guarantee: &Guarantee) -> Result<(), Unfit> {
+    let (needed, found) = (guarantee.replicas, facts.replicas);
+    if found < needed {
+        return Err(Unfit::Replicas { needed, found });
+    }
+    Ok(())
+}
+
+/// Replicas that follow now, from INFO.
+pub(super) fn online_replicas(info: &HashMap<&str, &str>) -> u32 {
+    let online = info.iter().filter(|(name, value)| {
+        name.strip_prefix("slave")
+            .is_some_and(|number| number.parse::<u32>().is_ok())
+            && value.split(',').any(|part| part == "state=online")
+    });
+    online.count().try_into().unwrap_or(u32::MAX)
 }
 
 /// Parses the reply of INFO: `name:value` lines, with comments.
@@ -134,20 +187,21 @@ mod tests {
                     .map(|(name, value)| (name.to_owned(), value.to_owned()))
                     .into(),
             ),
+            ..Facts::default()
         }
     }
 
     #[test]
     fn a_server_that_keeps_less_than_promised_is_refused_with_what_to_set() {
-        let refused = check(&facts("everysec"), Durability::Always)
+        let refused = check(&facts("everysec"), &Durability::Always.into())
             .unwrap_err()
             .to_string();
         assert!(
             refused.contains("appendfsync always") && refused.contains("queue.durability"),
             "{refused}"
         );
-        assert_eq!(check(&facts("everysec"), Durability::Everysec), Ok(()));
-        assert_eq!(check(&facts("always"), Durability::Everysec), Ok(()));
+        assert_eq!(check(&facts("everysec"), &Durability::Everysec.into()), Ok(()));
+        assert_eq!(check(&facts("always"), &Durability::Everysec.into()), Ok(()));
     }
 
     #[test]
@@ -159,7 +213,7 @@ mod tests {
             .unwrap()
             .insert("maxmemory-policy".to_owned(), "allkeys-lru".to_owned());
         assert_eq!(
-            check(&evicting, Durability::None),
+            check(&evicting, &Durability::None.into()),
             Err(Unfit::Evicting("allkeys-lru".to_owned()))
         );
         let old = Facts {
@@ -167,14 +221,14 @@ mod tests {
             ..facts("always")
         };
         assert_eq!(
-            check(&old, Durability::None),
+            check(&old, &Durability::None.into()),
             Err(Unfit::Version("6.2.14".to_owned()))
         );
         let replica = Facts {
             role: "slave".to_owned(),
             ..facts("always")
         };
-        assert_eq!(check(&replica, Durability::None), Err(Unfit::Replica));
+        assert_eq!(check(&replica, &Durability::None.into()), Err(Unfit::Replica));
     }
 
     #[test]
@@ -183,7 +237,47 @@ mod tests {
             settings: None,
             ..facts("always")
         };
-        assert_eq!(check(&silent, Durability::Always), Err(Unfit::Silent));
-        assert_eq!(check(&silent, Durability::Unverified), Ok(()));
+        assert_eq!(check(&silent, &Durability::Always.into()), Err(Unfit::Silent));
+        assert_eq!(check(&silent, &Durability::Unverified.into()), Ok(()));
+    }
+
+    #[test]
+    fn a_server_that_cannot_confirm_is_refused_before_anything_waits_for_it() {
+        let synced = Guarantee::from(Durability::Synced);
+        let old = Facts {
+            version: "7.0.15".to_owned(),
+            ..facts("everysec")
+        };
+        assert_eq!(check(&old, &synced), Err(Unfit::NoWaitAof("7.0.15".to_owned())));
+        assert_eq!(check(&old, &Durability::Everysec.into()), Ok(()));
+        assert_eq!(check(&facts("everysec"), &synced), Ok(()));
+        assert!(matches!(
+            check(&facts("no"), &synced),
+            Err(Unfit::Durability { .. })
+        ));
+        let node = Facts {
+            cluster: true,
+            ..facts("always")
+        };
+        assert_eq!(check(&node, &Durability::Always.into()), Err(Unfit::Cluster));
+    }
+
+    #[test]
+    fn replicas_count_once_they_follow() {
+        let text = "connected_slaves:2\r\nslave0:ip=127.0.0.1,port=1,state=online,offset=1,lag=0\r\n\
+                    slave1:ip=127.0.0.1,port=2,state=wait_bgsave,offset=0,lag=0\r\nslave_expires:0\r\n";
+        assert_eq!(online_replicas(&parse_info(text)), 1);
+        let two = Guarantee {
+            replicas: 2,
+            ..Durability::Always.into()
+        };
+        let one = Facts {
+            replicas: 1,
+            ..facts("always")
+        };
+        let refused = check_replicas(&one, &two).unwrap_err();
+        assert_eq!(refused, Unfit::Replicas { needed: 2, found: 1 });
+        assert!(refused.to_string().contains("queue.replicas"), "{refused}");
+        assert_eq!(check_replicas(&one, &Durability::Always.into()), Ok(()));
     }
 }

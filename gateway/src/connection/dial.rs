@@ -1,16 +1,21 @@
-//! A way to the server: its address, one new connection, and the questions that it has to answer before it is used.
+//! A way to the primary: where it is, one new connection, and the questions that it has to answer before it is used.
 
 use std::time::Duration;
 
 use redis::{Client, RedisResult, aio::MultiplexedConnection};
 
-use super::checks::{Facts, SETTINGS, Unfit, check, parse_info};
+use super::{
+    Guarantee,
+    address::Addresses,
+    checks::{Facts, SETTINGS, Unfit, check, online_replicas, parse_info},
+    sentinel::Sentinels,
+};
 use crate::config::{self, Durability};
 
 /// Why the gateway cannot start with this Redis.
 #[derive(Debug, thiserror::Error)]
 pub enum StartupError {
-    /// `redis.url` or `redis.password_file` is wrong.
+    /// An address, or a file with a password or a certificate, is wrong.
     #[error("{key}: {reason}")]
     Configuration {
         /// The key at fault.
@@ -19,10 +24,12 @@ pub enum StartupError {
         reason: String,
     },
     /// Nothing answered.
-    #[error("no Redis answers at {url}: {reason}; start one, or set redis.url")]
+    #[error("no Redis answers at {place}: {reason}; start one, or set {key}")]
     Unreachable {
-        /// `redis.url`.
-        url: String,
+        /// `redis.url` or `redis.sentinels`.
+        key: &'static str,
+        /// Its value.
+        place: String,
         /// The last failure.
         reason: String,
     },
@@ -39,38 +46,53 @@ pub(super) enum DialError {
     Unfit(Unfit),
 }
 
-/// The client for `redis.url`, with the password from its file.
-pub(super) fn client(config: &config::Redis) -> Result<Client, StartupError> {
-    let invalid = |key, reason: String| StartupError::Configuration { key, reason };
-    let info = redis::IntoConnectionInfo::into_connection_info(config.url.as_str()).map_err(|error| {
-        invalid(
-            "redis.url",
-            format!("{error}; use redis://host:port, rediss:// or unix:///path"),
-        )
-    })?;
-    if info.redis_settings().password().is_some() {
-        let reason = "must not hold a password: put it into a file and set redis.password_file".to_owned();
-        return Err(invalid("redis.url", reason));
+/// How the primary is found.
+pub(super) enum Way {
+    /// It has an address of its own.
+    Server(Client),
+    /// Sentinels know it.
+    Sentinels(Sentinels),
+}
+
+impl Way {
+    /// As `redis.url` or `redis.sentinels` say.
+    pub(super) fn new(config: &config::Redis) -> Result<Self, StartupError> {
+        let addresses = Addresses::new(config)?;
+        if config.sentinels.is_empty() {
+            return Ok(Self::Server(addresses.server()?));
+        }
+        let limit = Duration::from_millis(config.connect_timeout_ms);
+        let grace = Duration::from_millis(config.reconnect_delay_ms);
+        let clients = addresses.sentinels(config)?;
+        let service = config.service_name.clone();
+        Ok(Self::Sentinels(Sentinels::new(
+            clients,
+            service,
+            addresses,
+            (limit, grace),
+        )))
     }
-    let Some(path) = &config.password_file else {
-        return Client::open(info).map_err(|error| invalid("redis.url", error.to_string()));
-    };
-    let password = std::fs::read_to_string(path).map_err(|error| {
-        invalid(
-            "redis.password_file",
-            format!("cannot read {}: {error}", path.display()),
-        )
-    })?;
-    let settings = info.redis_settings().clone().set_password(password.trim());
-    Client::open(info.set_redis_settings(settings)).map_err(|error| invalid("redis.url", error.to_string()))
+
+    /// A client for the server that is the primary now.
+    pub(super) async fn primary(&self) -> Result<Client, DialError> {
+        match self {
+            Self::Server(client) => Ok(client.clone()),
+            Self::Sentinels(sentinels) => sentinels.primary().await,
+        }
+    }
+
+    /// Whether a server that turns out to be a replica may be another one at the next look.
+    pub(super) fn moves(&self) -> bool {
+        matches!(self, Self::Sentinels(_))
+    }
 }
 
 /// A new connection to a server that passed the checks, within `redis.connect_timeout_ms`.
 pub(super) async fn connect(
     client: &Client,
     config: &config::Redis,
-    durability: Durability,
-) -> Result<MultiplexedConnection, DialError> {
+    guarantee: &Guarantee,
+) -> Result<(MultiplexedConnection, Facts), DialError> {
     let limit = Duration::from_millis(config.connect_timeout_ms);
     let options = redis::AsyncConnectionConfig::new()
         .set_connection_timeout(Some(limit))
@@ -83,15 +105,16 @@ pub(super) async fn connect(
         let facts = facts(&mut connection)
             .await
             .map_err(|error| DialError::Io(error.to_string()))?;
-        check(&facts, durability).map_err(DialError::Unfit)?;
+        check(&facts, guarantee).map_err(DialError::Unfit)?;
         let truncated = facts
             .settings
             .as_ref()
             .and_then(|settings| settings.get("aof-load-truncated"));
-        if durability == Durability::Always && truncated.is_some_and(|value| value == "yes") {
+        let on_disk = matches!(guarantee.durability, Durability::Always | Durability::Synced);
+        if on_disk && truncated.is_some_and(|value| value == "yes") {
             tracing::warn!("Redis would drop a cut end of its log in silence: set `aof-load-truncated no`");
         }
-        Ok(connection)
+        Ok((connection, facts))
     };
     match tokio::time::timeout(limit, attempt).await {
         Ok(outcome) => outcome,
@@ -120,6 +143,8 @@ async fn facts(connection: &mut MultiplexedConnection) -> RedisResult<Facts> {
     Ok(Facts {
         version: get("redis_version"),
         role: get("role"),
+        cluster: info.get("cluster_enabled") == Some(&"1"),
+        replicas: online_replicas(&info),
         settings,
     })
 }

@@ -1,15 +1,20 @@
 //! The way to Redis: a supervised connection for commands, another for the doorbells, and the checks that a server must
 //! pass before anything is entrusted to it. Nothing here knows what a job is.
 
+mod address;
+mod barrier;
 mod bells;
 mod checks;
 mod dial;
+mod guarantee;
+mod sentinel;
 mod supervisor;
 
 pub use self::{
     bells::{Bells, JobBell, Revocation, Revocations},
     checks::{Facts, Unfit, check},
     dial::StartupError,
+    guarantee::{Confirmed, Guarantee},
     supervisor::Redis,
 };
 
@@ -20,6 +25,14 @@ pub enum RedisError {
     /// every script can be repeated.
     #[error("Redis is not available: {0}")]
     Unavailable(String),
+    /// It took effect on the primary, but too few replicas said in time that they have it too.
+    #[error("only {got} of {wanted} copies were confirmed in time")]
+    NotConfirmed {
+        /// Disks and replicas that were waited for.
+        wanted: u32,
+        /// Those that answered.
+        got: u32,
+    },
     /// The server's maxmemory is reached.
     #[error("Redis is out of memory")]
     OutOfMemory,

@@ -2,8 +2,9 @@
 //!
 //! A multiplexed connection stays usable in the library's eyes after a time-out or a READONLY, so the supervisor owns
 //! that decision: any error that leaves the state of the connection or the role of the server in doubt retires it, and
-//! calls wait (for a bounded time) for the next one. Every new connection is checked again, because a failover may have
-//! put another server behind the address.
+//! calls wait (for a bounded time) for the next one. Before every new connection the primary is looked for, and it is
+//! checked again, because a failover may have made another server the primary. A server that was demoted, or that the
+//! Sentinels do not name any more, is left without waiting for it to fail.
 
 use std::{
     future::Future,
@@ -21,34 +22,45 @@ use redis::{
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{
-    RedisError, StartupError,
-    checks::parse_info,
-    dial::{self, DialError},
+    Confirmed, Guarantee, RedisError, StartupError, Unfit,
+    barrier::Barrier,
+    checks::{Facts, check_replicas, parse_info},
+    dial::{self, DialError, Way},
 };
-use crate::config::{self, Durability};
+use crate::config;
 
 /// The commands' connection; cloning is cheap.
 #[derive(Clone)]
 pub struct Redis(Arc<Inner>);
 
 struct Inner {
-    client: Client,
+    way: Way,
     config: config::Redis,
-    durability: Durability,
+    guarantee: Guarantee,
     link: watch::Sender<Link>,
+    barrier: Barrier,
     // Per mille of maxmemory in use; 0 without maxmemory.
     memory: AtomicU64,
 }
 
+/// The state of the connection.
 #[derive(Clone)]
-enum Link {
-    Up {
-        generation: u64,
-        connection: MultiplexedConnection,
-    },
-    Down {
-        reason: String,
-    },
+pub(super) enum Link {
+    /// There is one.
+    Up(Box<Line>),
+    /// There is none.
+    Down { reason: String },
+}
+
+/// A connection to the primary.
+#[derive(Clone)]
+pub(super) struct Line {
+    /// Counts connections.
+    pub(super) generation: u64,
+    /// For commands.
+    pub(super) connection: MultiplexedConnection,
+    /// For other connections to the same server.
+    pub(super) client: Client,
 }
 
 // === impl Redis ===
@@ -59,40 +71,47 @@ impl Redis {
     ///
     /// # Errors
     /// [`StartupError`] says in one line what to do.
-    pub async fn connect(config: &config::Redis, durability: Durability) -> Result<Self, StartupError> {
-        let client = dial::client(config)?;
-        let (link, _) = watch::channel(Link::Down {
+    pub async fn connect(
+        config: &config::Redis,
+        guarantee: impl Into<Guarantee>,
+    ) -> Result<Self, StartupError> {
+        let guarantee = guarantee.into();
+        let way = Way::new(config)?;
+        let (link, links) = watch::channel(Link::Down {
             reason: "not connected yet".to_owned(),
         });
         let inner = Inner {
-            client,
+            way,
             config: config.clone(),
-            durability,
+            guarantee,
             link,
+            barrier: Barrier::start(links, config, guarantee),
             memory: AtomicU64::new(0),
         };
         let redis = Self(Arc::new(inner));
         let limit = Instant::now() + Duration::from_millis(config.startup_timeout_ms);
         loop {
-            match redis.0.establish().await {
-                Ok(connection) => {
-                    redis.0.link.send_replace(Link::Up {
-                        generation: 1,
-                        connection,
-                    });
+            let late = Instant::now() >= limit;
+            match redis.0.first().await {
+                Ok(line) => {
+                    redis.0.link.send_replace(Link::Up(Box::new(line)));
                     break;
                 }
+                // A primary and its replicas are started in any order, and Sentinels may be about to name another.
+                Err(DialError::Unfit(Unfit::Replicas { .. })) if !late => {}
+                Err(DialError::Unfit(Unfit::Replica)) if !late && redis.0.way.moves() => {}
                 Err(DialError::Unfit(unfit)) => return Err(unfit.into()),
-                Err(DialError::Io(reason)) if Instant::now() >= limit => {
-                    return Err(StartupError::Unreachable {
-                        url: config.url.clone(),
-                        reason,
-                    });
+                Err(DialError::Io(reason)) if late => {
+                    let (key, place) = if config.sentinels.is_empty() {
+                        ("redis.url", config.url.clone())
+                    } else {
+                        ("redis.sentinels", config.sentinels.join(", "))
+                    };
+                    return Err(StartupError::Unreachable { key, place, reason });
                 }
-                Err(DialError::Io(_)) => {
-                    tokio::time::sleep(Duration::from_millis(config.reconnect_delay_ms)).await;
-                }
+                Err(DialError::Io(_)) => {}
             }
+            tokio::time::sleep(Duration::from_millis(config.reconnect_delay_ms)).await;
         }
         redis.supervise();
         Ok(redis)
@@ -100,7 +119,7 @@ impl Redis {
 
     /// Whether a connection is up now.
     pub fn is_up(&self) -> bool {
-        matches!(*self.0.link.borrow(), Link::Up { .. })
+        matches!(*self.0.link.borrow(), Link::Up(_))
     }
 
     /// The share of the server's maxmemory in use at the last ping, 0 to 1; 0 without maxmemory.
@@ -135,9 +154,23 @@ impl Redis {
             .await
     }
 
-    /// The client, for the doorbells' own connection.
-    pub(super) fn client(&self) -> &Client {
-        &self.0.client
+    /// Waits until what is stored under `key` is as safe as was promised. Those who wait at the same time share the question.
+    ///
+    /// # Errors
+    /// [`RedisError::NotConfirmed`] when too few copies answered in time, [`RedisError::Unavailable`] also when the key is
+    /// not there (any more): what stored it was lost in a failover, and can be repeated.
+    pub async fn confirm(&self, key: &str) -> Result<Confirmed, RedisError> {
+        self.0.barrier.confirm(key).await
+    }
+
+    /// For how long calls are repeated.
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(self.0.config.retry_ms)
+    }
+
+    /// The state of the connection, for the doorbells, which follow it.
+    pub(super) fn links(&self) -> watch::Receiver<Link> {
+        self.0.link.subscribe()
     }
 
     pub(super) fn config(&self) -> &config::Redis {
@@ -152,7 +185,11 @@ impl Redis {
     {
         let limit = Instant::now() + Duration::from_millis(self.0.config.retry_ms);
         loop {
-            let (generation, connection) = self.0.wait_up(limit).await?;
+            let Line {
+                generation,
+                connection,
+                ..
+            } = self.0.wait_up(limit).await?;
             let error = match run(connection).await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
@@ -163,6 +200,12 @@ impl Redis {
                     if Instant::now() >= limit {
                         return Err(RedisError::Unavailable(error.to_string()));
                     }
+                }
+                Verdict::Unable => {
+                    if Instant::now() >= limit {
+                        return Err(RedisError::Unavailable(error.to_string()));
+                    }
+                    tokio::time::sleep(Duration::from_millis(self.0.config.reconnect_delay_ms)).await;
                 }
                 Verdict::OutOfMemory => return Err(RedisError::OutOfMemory),
                 Verdict::Refused => return Err(RedisError::Refused(error.to_string())),
@@ -176,41 +219,54 @@ impl Redis {
         let mut link = self.0.link.subscribe();
         let ping = Duration::from_millis(self.0.config.ping_ms);
         let delay = Duration::from_millis(self.0.config.reconnect_delay_ms);
+        let check = Duration::from_millis(self.0.config.sentinel_check_ms);
         tokio::spawn(async move {
             let mut generation = 1;
+            let mut checked = Instant::now();
             loop {
                 // Wakes at each ping, and at once when a call has retired the connection.
-                let _ =
-                    tokio::time::timeout(ping, link.wait_for(|link| matches!(link, Link::Down { .. }))).await;
+                let down = link.wait_for(|link| matches!(link, Link::Down { .. }));
+                let _ = tokio::time::timeout(ping, down).await;
                 let Some(inner) = weak.upgrade() else { return };
                 let state = link.borrow_and_update().clone();
-                match state {
-                    Link::Up {
-                        generation,
-                        connection,
-                    } => inner.ping(generation, connection).await,
-                    Link::Down { .. } => match inner.establish().await {
-                        Ok(connection) => {
+                let failure = match state {
+                    Link::Up(line) => {
+                        inner.ping(&line).await;
+                        if checked.elapsed() >= check {
+                            checked = Instant::now();
+                            inner.ask_sentinels(&line).await;
+                        }
+                        continue;
+                    }
+                    Link::Down { .. } => match inner.establish(generation + 1).await {
+                        Ok((line, _)) => {
                             generation += 1;
-                            tracing::info!(generation, "connected to Redis again");
-                            inner.link.send_replace(Link::Up {
-                                generation,
-                                connection,
-                            });
+                            let server = line.client.get_connection_info().addr();
+                            tracing::info!(generation, %server, "connected to Redis again");
+                            inner.link.send_replace(Link::Up(Box::new(line)));
+                            continue;
                         }
-                        Err(DialError::Io(reason)) => {
-                            inner.down(&reason);
-                            drop(inner);
-                            tokio::time::sleep(delay).await;
-                        }
-                        Err(DialError::Unfit(unfit)) => {
-                            tracing::error!(%unfit, "Redis answers but cannot be used");
-                            inner.down(&unfit.to_string());
-                            drop(inner);
-                            tokio::time::sleep(delay.max(ping)).await;
-                        }
+                        Err(failure) => failure,
                     },
-                }
+                };
+                let pause = match failure {
+                    DialError::Io(reason) => {
+                        inner.down(&reason);
+                        delay
+                    }
+                    // In the middle of a failover: the next look may find another one, or this one promoted.
+                    DialError::Unfit(Unfit::Replica) => {
+                        inner.down("the server is a replica now");
+                        delay
+                    }
+                    DialError::Unfit(unfit) => {
+                        tracing::error!(%unfit, "Redis answers but cannot be used");
+                        inner.down(&unfit.to_string());
+                        delay.max(ping)
+                    }
+                };
+                drop(inner);
+                tokio::time::sleep(pause).await;
             }
         })
     }
@@ -219,25 +275,13 @@ impl Redis {
 // === impl Inner ===
 
 impl Inner {
-    async fn wait_up(&self, limit: Instant) -> Result<(u64, MultiplexedConnection), RedisError> {
-        let mut link = self.link.subscribe();
-        let up = link.wait_for(|link| matches!(link, Link::Up { .. }));
-        let state = match tokio::time::timeout_at(limit, up).await {
-            Ok(Ok(state)) => state.clone(),
-            _ => self.link.borrow().clone(),
-        };
-        match state {
-            Link::Up {
-                generation,
-                connection,
-            } => Ok((generation, connection)),
-            Link::Down { reason } => Err(RedisError::Unavailable(reason)),
-        }
+    async fn wait_up(&self, limit: Instant) -> Result<Line, RedisError> {
+        wait_up(&mut self.link.subscribe(), limit).await
     }
 
     fn retire(&self, generation: u64, reason: &str) {
         self.link.send_if_modified(|link| {
-            let current = matches!(link, Link::Up { generation: current, .. } if *current == generation);
+            let current = matches!(link, Link::Up(line) if line.generation == generation);
             if current {
                 tracing::warn!(reason, "the connection to Redis broke");
                 *link = Link::Down {
@@ -257,16 +301,28 @@ impl Inner {
         });
     }
 
-    async fn establish(&self) -> Result<MultiplexedConnection, DialError> {
-        dial::connect(&self.client, &self.config, self.durability).await
+    async fn establish(&self, generation: u64) -> Result<(Line, Facts), DialError> {
+        let client = self.way.primary().await?;
+        let (connection, facts) = dial::connect(&client, &self.config, &self.guarantee).await?;
+        let line = Line {
+            generation,
+            connection,
+            client,
+        };
+        Ok((line, facts))
     }
 
-    async fn ping(&self, generation: u64, mut connection: MultiplexedConnection) {
-        match redis::cmd("INFO")
-            .arg("memory")
-            .query_async::<String>(&mut connection)
-            .await
-        {
+    /// The first connection, for which also the replicas must be there.
+    async fn first(&self) -> Result<Line, DialError> {
+        let (line, facts) = self.establish(1).await?;
+        check_replicas(&facts, &self.guarantee).map_err(DialError::Unfit)?;
+        Ok(line)
+    }
+
+    async fn ping(&self, line: &Line) {
+        let mut info = redis::cmd("INFO");
+        info.arg("memory").arg("replication");
+        match info.query_async::<String>(&mut line.connection.clone()).await {
             Ok(text) => {
                 let info = parse_info(&text);
                 let number = |name| {
@@ -277,33 +333,72 @@ impl Inner {
                 let (used, most) = (number("used_memory"), number("maxmemory"));
                 let share = used.saturating_mul(1000).checked_div(most).unwrap_or(0);
                 self.memory.store(share, Ordering::Relaxed);
+                if info.get("role") == Some(&"slave") {
+                    self.retire(line.generation, "the server was demoted to a replica");
+                }
             }
-            Err(error) => self.retire(generation, &error.to_string()),
+            Err(error) => self.retire(line.generation, &error.to_string()),
+        }
+    }
+
+    /// Leaves a server that was cut off from the others and does not know yet that it is the primary no more.
+    async fn ask_sentinels(&self, line: &Line) {
+        if !self.way.moves() {
+            return;
+        }
+        match self.way.primary().await {
+            Ok(primary) => {
+                let (named, used) = (primary.get_connection_info(), line.client.get_connection_info());
+                if named.addr() != used.addr() {
+                    let why = format!("the Sentinels name {} as the primary", named.addr());
+                    self.retire(line.generation, &why);
+                }
+            }
+            Err(DialError::Io(reason)) => tracing::warn!(reason, "the Sentinels do not answer"),
+            Err(DialError::Unfit(_)) => {}
         }
     }
 }
 
-enum Verdict {
+/// The connection, as soon as there is one.
+pub(super) async fn wait_up(link: &mut watch::Receiver<Link>, limit: Instant) -> Result<Line, RedisError> {
+    let up = link.wait_for(|link| matches!(link, Link::Up(_)));
+    // What it is waited for is not looked at: it is read again below.
+    let _ = tokio::time::timeout_at(limit, up).await.map(drop);
+    match link.borrow().clone() {
+        Link::Up(line) => Ok(*line),
+        Link::Down { reason } => Err(RedisError::Unavailable(reason)),
+    }
+}
+
+pub(super) enum Verdict {
     /// The connection, or the server's role, is in doubt.
     Broken,
+    /// The right server, which cannot take it just now.
+    Unable,
     OutOfMemory,
     Refused,
 }
 
-fn classify(error: &redis::RedisError) -> Verdict {
+pub(super) fn classify(error: &redis::RedisError) -> Verdict {
+    let says = |code: &str| error.code() == Some(code) || error.to_string().contains(code);
     match error.kind() {
         ErrorKind::Server(
             ServerErrorKind::ReadOnly
             | ServerErrorKind::BusyLoading
             | ServerErrorKind::MasterDown
-            | ServerErrorKind::ClusterDown
-            | ServerErrorKind::TryAgain,
+            | ServerErrorKind::ClusterDown,
         ) => Verdict::Broken,
+        ErrorKind::Server(ServerErrorKind::TryAgain) => Verdict::Unable,
+        // An answer that was understood, and is not the one that belongs to the question.
+        ErrorKind::UnexpectedReturnType => Verdict::Refused,
         _ if error.code() == Some("OOM") || error.to_string().contains("OOM command not allowed") => {
             Verdict::OutOfMemory
         }
-        // A full disk: the server takes writes again as soon as it can save.
-        _ if error.code() == Some("MISCONF") || error.to_string().contains("MISCONF") => Verdict::Broken,
+        // A full disk: the server takes writes again as soon as it can save. And min-replicas-to-write.
+        _ if says("MISCONF") || says("NOREPLICAS") => Verdict::Unable,
+        // A write inside a script.
+        _ if says("READONLY") => Verdict::Broken,
         _ if error.is_io_error() || error.is_timeout() || error.is_connection_dropped() => Verdict::Broken,
         _ if error.is_unrecoverable_error() => Verdict::Broken,
         _ => Verdict::Refused,

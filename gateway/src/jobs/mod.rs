@@ -10,7 +10,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt as _};
 use muse_proto::v1::{
-    GenerationRequest, Image, Job, JobState, ListJobsRequest, ListJobsResponse, Priority, Stage,
+    GenerationRequest, Image, Job, JobState, ListJobsRequest, ListJobsResponse, PrimaryDurability, Priority,
+    Stage,
 };
 use muse_service::Tenant;
 use prost::Message as _;
@@ -24,6 +25,7 @@ pub use self::{
 };
 use crate::{
     Error, config,
+    connection::Confirmed,
     models::Models,
     queue::{Cancellation, Idempotency, NewJob, Queue, Refusal, Submission, boost_ms},
     results::ResultStore,
@@ -51,6 +53,8 @@ pub struct Submitted {
     pub job: Job,
     /// The idempotency key was known: it is the earlier one.
     pub already_existed: bool,
+    /// What it survives.
+    pub durability: muse_proto::v1::Durability,
 }
 
 impl Jobs {
@@ -138,7 +142,7 @@ impl Jobs {
             idempotency,
         };
         let span = tracing::info_span!("submit", job = %id, model = %new.model, tenant = %tenant);
-        let submission = self.queue.submit(&new).instrument(span).await?;
+        let (submission, confirmed) = self.queue.accept(&new).instrument(span).await?;
         let (id, already_existed) = match submission {
             Submission::Created(id) => (id, false),
             Submission::Existed(id) => (id, true),
@@ -162,6 +166,7 @@ impl Jobs {
         Ok(Submitted {
             job: self.get(tenant, &id.to_string()).await?,
             already_existed,
+            durability: confirmed.map(durability).unwrap_or_default(),
         })
     }
 
@@ -275,6 +280,20 @@ impl Jobs {
         record
             .filter(|record| record.tenant == tenant.as_str())
             .ok_or(Error::UnknownJob)
+    }
+}
+
+fn durability(confirmed: Confirmed) -> muse_proto::v1::Durability {
+    let primary = match confirmed.primary {
+        config::Durability::Always | config::Durability::Synced => PrimaryDurability::Disk,
+        config::Durability::Everysec => PrimaryDurability::EverySecond,
+        config::Durability::None => PrimaryDurability::Memory,
+        config::Durability::Unverified => PrimaryDurability::Unspecified,
+    };
+    muse_proto::v1::Durability {
+        primary: primary.into(),
+        replicas: confirmed.replicas,
+        replicas_on_disk: confirmed.replicas_on_disk,
     }
 }
 

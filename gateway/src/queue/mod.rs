@@ -3,6 +3,7 @@
 //!
 //! The scripts are in `scripts/`; `common.lua` holds the rules that they share.
 
+mod accept;
 mod audit;
 mod backoff;
 mod dead;

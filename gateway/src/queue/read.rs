@@ -151,7 +151,7 @@ impl Queue {
         Ok(())
     }
 
-    fn job_key(&self, id: JobId) -> String {
+    pub(super) fn job_key(&self, id: JobId) -> String {
         format!("{}j:{id}", self.keys.shard(id.shard()))
     }
 }

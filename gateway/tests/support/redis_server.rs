@@ -111,7 +111,7 @@ impl Drop for RedisServer {
     }
 }
 
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("MUSE_REDIS_SERVER") {
         return PathBuf::from(path);
     }
