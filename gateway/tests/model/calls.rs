@@ -263,7 +263,9 @@ impl Call {
                 let (word, names) = match act {
                     Act::Begin => ("begin", Vec::new()),
                     Act::Jobs(ids) => ("jobs", ids.clone()),
-                    Act::Entries(key, members) => ("entries", [&[key.clone()], &members[..]].concat()),
+                    Act::Entries(key, members) => {
+                        ("entries", [std::slice::from_ref(key), &members[..]].concat())
+                    }
                     Act::Keys(names) => ("keys", names.clone()),
                     Act::Counters(names) => ("counters", names.clone()),
                     Act::End => ("end", Vec::new()),

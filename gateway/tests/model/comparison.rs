@@ -16,8 +16,9 @@ use crate::{
     calls::Call,
     keys::{Held, Keys},
     redis_side::{Change, RedisSide},
+    sequence::Memory,
     shard::{Ms, Reply, Shard},
-    steps::{Memory, Step, step},
+    steps::{Step, step},
     support::redis_server::RedisServer,
 };
 
@@ -185,10 +186,10 @@ fn check(shard: &mut Shard, keys: &Keys, rung: &[String]) -> Result<(), String> 
     keys.expiries.remove("recount");
     // An empty `prev` is none.
     for (key, held) in &mut keys.keys {
-        if let (true, Held::Hash(fields)) = (key.starts_with("j:"), held) {
-            if fields.get("prev").is_some_and(String::is_empty) {
-                fields.remove("prev");
-            }
+        if let (true, Held::Hash(fields)) = (key.starts_with("j:"), held)
+            && fields.get("prev").is_some_and(String::is_empty)
+        {
+            fields.remove("prev");
         }
     }
     if keys != expected {

@@ -14,7 +14,9 @@ mod mutations;
 mod operators;
 mod redis_side;
 mod regressions;
+mod reports;
 mod scripts;
+mod sequence;
 mod shard;
 mod steps;
 #[path = "../support/mod.rs"]

@@ -204,10 +204,10 @@ impl RedisSide {
 }
 
 /// A number the shortest way, anything else as it is.
-fn shortest(text: &String) -> String {
+fn shortest(text: &str) -> String {
     match text.parse::<f64>() {
         Ok(number) if text.contains('.') => number.to_string(),
-        _ => text.clone(),
+        _ => text.to_owned(),
     }
 }
 
