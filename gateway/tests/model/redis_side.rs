@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use redis::{Script, Value, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Script, Value, aio::MultiplexedConnection};
 
 use crate::{
     keys::{Held, Keys},
     shard::{Ms, Reply},
-    support::redis_server::RedisServer,
+    support::{PATIENCE, redis_server::RedisServer},
 };
 
 const PREFIX: &str = "muse:{s0}:";
@@ -108,10 +108,12 @@ impl RedisSide {
         let scripts = SOURCES
             .iter()
             .map(|(name, _)| (*name, Script::new(&text(name, &texts[name], &common))));
+        // A machine that is busy with other things is no difference.
+        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
         Self {
             connection: server
                 .client()
-                .get_multiplexed_async_connection()
+                .get_multiplexed_async_connection_with_config(&patient)
                 .await
                 .expect("a connection"),
             scripts: scripts.collect(),
