@@ -480,7 +480,7 @@ fn shares_are_judged_by_first_leases_in_the_window() {
 
 #[test]
 fn what_was_taken_from_the_disk_may_be_lost_and_nothing_older() {
-    let lost = |from| {
+    let lost = |from: u64| {
         good()
             .without(is_sweep)
             .with(3000, Event::Missing { job: text(JOB) })
