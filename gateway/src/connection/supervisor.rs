@@ -291,6 +291,8 @@ enum Verdict {
 }
 
 fn classify(error: &redis::RedisError) -> Verdict {
+    // What a transaction was aborted for has no code of its own: it is told in words.
+    let says = |code: &str| error.code() == Some(code) || error.to_string().contains(code);
     match error.kind() {
         ErrorKind::Server(
             ServerErrorKind::ReadOnly
@@ -299,11 +301,9 @@ fn classify(error: &redis::RedisError) -> Verdict {
             | ServerErrorKind::ClusterDown
             | ServerErrorKind::TryAgain,
         ) => Verdict::Broken,
-        _ if error.code() == Some("OOM") || error.to_string().contains("OOM command not allowed") => {
-            Verdict::OutOfMemory
-        }
+        _ if says("OOM") => Verdict::OutOfMemory,
         // A full disk: the server takes writes again as soon as it can save.
-        _ if error.code() == Some("MISCONF") || error.to_string().contains("MISCONF") => Verdict::Broken,
+        _ if says("MISCONF") => Verdict::Broken,
         _ if error.is_io_error() || error.is_timeout() || error.is_connection_dropped() => Verdict::Broken,
         _ if error.is_unrecoverable_error() => Verdict::Broken,
         _ => Verdict::Refused,

@@ -27,6 +27,8 @@ use crate::client::channel;
 const CALL: Duration = Duration::from_secs(4);
 /// A watch that says nothing for so long is made elsewhere.
 const SILENCE: Duration = Duration::from_secs(6);
+/// A gateway takes so many streams on one connection, and a watch is one for long: watches have some of their own.
+const WATCH_CONNECTIONS: usize = 4;
 /// Before another attempt where nobody said when.
 const PAUSE: Duration = Duration::from_millis(150);
 /// A client that knows nothing for so long has found a job that is stuck.
@@ -35,7 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// Ways to every gateway; clones share them.
 #[derive(Clone, Debug)]
 pub struct Gateways {
-    channels: Arc<Vec<Channel>>,
+    calls: Arc<Vec<Channel>>,
+    watches: Arc<Vec<Channel>>,
     next: Arc<AtomicUsize>,
 }
 
@@ -62,20 +65,25 @@ impl Gateways {
     pub fn of(stage: &Stage) -> Self {
         let endpoints = stage.cluster.endpoints();
         Self {
-            channels: Arc::new(endpoints.iter().map(|endpoint| channel(endpoint)).collect()),
+            calls: Arc::new(endpoints.iter().map(|endpoint| channel(endpoint)).collect()),
+            watches: Arc::new(
+                (0..WATCH_CONNECTIONS)
+                    .flat_map(|_| endpoints.iter().map(|endpoint| channel(endpoint)))
+                    .collect(),
+            ),
             next: Arc::default(),
         }
     }
 
     /// Another one each time.
-    fn any(&self) -> Channel {
+    fn any(&self, channels: &[Channel]) -> Channel {
         let index = self.next.fetch_add(1, Ordering::Relaxed);
-        self.channels[index % self.channels.len()].clone()
+        channels[index % channels.len()].clone()
     }
 
     /// For an operator.
     pub fn admin(&self) -> AdminClient<Channel> {
-        AdminClient::new(self.any())
+        AdminClient::new(self.any(&self.calls))
     }
 }
 
@@ -188,7 +196,8 @@ impl Tenant {
                 job_id: id.to_owned(),
                 after_version: version,
             };
-            let mut client = self.client();
+            let channel = self.gateways.any(&self.gateways.watches);
+            let mut client = GenerationClient::new(channel);
             let mut stream = match timeout(CALL, client.watch_job(self.of(request))).await {
                 Ok(Ok(stream)) => stream.into_inner(),
                 Ok(Err(status)) if status.code() == Code::NotFound => {
@@ -272,7 +281,8 @@ impl Tenant {
     }
 
     fn client(&self) -> GenerationClient<Channel> {
-        GenerationClient::new(self.gateways.any()).max_decoding_message_size(64 * 1024 * 1024)
+        GenerationClient::new(self.gateways.any(&self.gateways.calls))
+            .max_decoding_message_size(64 * 1024 * 1024)
     }
 
     fn of<T>(&self, message: T) -> Request<T> {

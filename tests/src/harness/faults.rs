@@ -221,8 +221,8 @@ impl Injector {
 
     /// What the handbook says of a log whose end was cut off.
     async fn repair(&self, why: &str) {
-        let manifest = self.stage.log_manifest();
-        match self.stage.server.repair(&manifest, self.stage.folder()).await {
+        let (log, _) = self.stage.log_file().expect("a log");
+        match self.stage.server.repair(&log, self.stage.folder()).await {
             Ok(_) => {}
             Err(error) => panic!("Redis does not start ({why}), and its log cannot be mended: {error}"),
         }
@@ -296,10 +296,24 @@ impl Injector {
         limit_files(pid, Some(length + 256)).await.expect("prlimit");
         ms(for_ms).await;
         // A server that syncs every write ends at the first that fails; one that syncs each second refuses writes.
-        match self.stage.cluster.state(REDIS) {
-            Ok(PartState::Running(_)) => drop(limit_files(pid, None).await),
-            _ => self.start(REDIS).await,
+        // One that is gone meanwhile has no limit to be lifted.
+        let _ = limit_files(pid, None).await;
+        loop {
+            match self.stage.cluster.state(REDIS) {
+                Ok(PartState::Running(_)) if self.writes().await => return,
+                Ok(PartState::Running(_)) => ms(50).await,
+                _ => return self.start(REDIS).await,
+            }
         }
+    }
+
+    /// Whether Redis takes a write now.
+    async fn writes(&self) -> bool {
+        self.stage
+            .redis
+            .ask(&["SET", "probe", "x", "PX", "1"])
+            .await
+            .is_ok()
     }
 
     async fn limit_memory(&self, bytes: u64) {

@@ -128,11 +128,12 @@ pub enum Event {
         /// The digest of another finisher, where it told one.
         other: String,
     },
-    /// fail or release was accepted: the lease is over, and the job may be.
+    /// fail or release was accepted, or (`again`) had been: the lease is over, and the job may be.
     GivenUp {
         sent: u64,
         job: String,
         nonce: String,
+        again: bool,
         state: String,
     },
     /// cancel or requeue took the job from whoever had it.

@@ -53,6 +53,8 @@ pub struct Operator {
 pub struct Admin {
     gateways: Gateways,
     history: History,
+    /// An audit ends the one before it: two who both try until they succeed never do.
+    auditing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Operator {
@@ -76,6 +78,11 @@ impl Operator {
         }
     }
 
+    /// For others who have something to ask.
+    pub fn admin(&self) -> &Admin {
+        &self.admin
+    }
+
     /// Finishes what it has begun.
     pub async fn finish(self) -> Admin {
         self.stopping.store(true, Ordering::Relaxed);
@@ -96,6 +103,7 @@ impl Admin {
         Self {
             gateways: gateways.clone(),
             history: history.clone(),
+            auditing: Arc::default(),
         }
     }
 
@@ -157,6 +165,7 @@ impl Admin {
 
     /// One audit to its summary, repeated until it comes to its end; what it finds is taken down if `judged`.
     pub async fn audit(&self, judged: bool) {
+        let _alone = self.auditing.lock().await;
         let audited = self.until("audit", |mut admin| async move {
             let mut stream = admin.audit(AuditRequest { repair: false }).await?.into_inner();
             let mut findings = vec![];
@@ -182,14 +191,23 @@ impl Admin {
         }
     }
 
+    /// Jobs of these tenants that have not ended.
+    pub async fn live_jobs(&self, names: &[&str]) -> u64 {
+        let listed = self.until("list tenants", |mut admin| async move {
+            admin.list_tenants(all_tenants()).await
+        });
+        let tenants = listed.await.expect("a list").into_inner().tenants;
+        let theirs = tenants
+            .iter()
+            .filter(|tenant| names.contains(&tenant.name.as_str()));
+        theirs
+            .map(|tenant| tenant.queued + tenant.running + tenant.delayed)
+            .sum()
+    }
+
     async fn sample(&self) -> Result<(), Status> {
         let mut admin = self.gateways.admin();
-        let page_size = 100;
-        let request = ListTenantsRequest {
-            page_size,
-            ..ListTenantsRequest::default()
-        };
-        let tenants = admin.list_tenants(request).await?.into_inner().tenants;
+        let tenants = admin.list_tenants(all_tenants()).await?.into_inner().tenants;
         let status = admin
             .get_queue_status(muse_proto::v1::GetQueueStatusRequest {})
             .await?
@@ -217,6 +235,13 @@ impl Admin {
             sampled(what, pool.waiting, MAX_WAITING);
         }
         Ok(())
+    }
+}
+
+fn all_tenants() -> ListTenantsRequest {
+    ListTenantsRequest {
+        page_size: 100,
+        ..ListTenantsRequest::default()
     }
 }
 

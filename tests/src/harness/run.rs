@@ -117,7 +117,7 @@ pub async fn run(plan: Plan) -> Outcome {
     let load = Load::start(&gateways, &history, plan.rate, plan.seed);
     let injector = Injector::new(&stage, gateways.clone(), plan.seed);
     let clock = stage.server.has_clock();
-    storm(&plan, &stage, &injector, &load, clock, begun).await;
+    storm(&plan, &stage, &injector, (&load, operator.admin()), clock, begun).await;
 
     println!("{:7.1} s: quiet", begun.elapsed().as_secs_f64());
     injector.heal();
@@ -176,7 +176,14 @@ pub async fn run(plan: Plan) -> Outcome {
     outcome
 }
 
-async fn storm(plan: &Plan, stage: &Stage, injector: &Injector, load: &Load, clock: bool, begun: Instant) {
+async fn storm(
+    plan: &Plan,
+    stage: &Stage,
+    injector: &Injector,
+    (load, admin): (&Load, &operator::Admin),
+    clock: bool,
+    begun: Instant,
+) {
     let lease_ms = LEASE.as_millis() as u64;
     let schedule = Schedule::new(plan.seed, stage.parts(), plan.wish.promise, clock, lease_ms);
     let storm = Instant::now();
@@ -210,9 +217,7 @@ async fn storm(plan: &Plan, stage: &Stage, injector: &Injector, load: &Load, clo
             }
         }
         if number % AUDIT_EVERY == AUDIT_EVERY - 1 {
-            operator::Admin::new(&Gateways::of(stage), &stage.history)
-                .audit(true)
-                .await;
+            admin.audit(true).await;
         }
     }
 }

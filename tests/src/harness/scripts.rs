@@ -85,12 +85,15 @@ pub fn events(call: &Call, reply: &Value, sent: u64) -> Vec<Event> {
             state: reply.at(1),
             other: reply.at(3),
         }],
-        "fail" | "release" if reply.at(0) == "accepted" => vec![Event::GivenUp {
-            sent,
-            job,
-            nonce,
-            state: reply.at(1),
-        }],
+        "fail" | "release" if ["accepted", "duplicate"].contains(&reply.at(0).as_str()) => {
+            vec![Event::GivenUp {
+                sent,
+                job,
+                nonce,
+                again: reply.at(0) == "duplicate",
+                state: reply.at(1),
+            }]
+        }
         "cancel" if reply.text() == "cancelled" => vec![Event::TakenBack {
             sent,
             job,

@@ -111,8 +111,9 @@ impl Wrapped {
     }
 
     /// Cuts what cannot be read off the end of a log, as the handbook says: the server's program under the name of its own
-    /// repair tool. Gives what it said.
-    pub async fn repair(&self, manifest: &Path, folder: &Path) -> io::Result<String> {
+    /// repair tool. `log` is the file that is appended to: of the manifest's first file, a snapshot, Valkey 9.1's tool says that it
+    /// is none. Gives what it said.
+    pub async fn repair(&self, log: &Path, folder: &Path) -> io::Result<String> {
         let name = self.real.file_name().unwrap_or_default().to_string_lossy();
         let tool = folder.join(name.replace("-server", "-check-aof"));
         if !tool.exists() {
@@ -120,7 +121,7 @@ impl Wrapped {
         }
         let mut child = Command::new(&tool)
             .arg("--fix")
-            .arg(manifest)
+            .arg(log)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -128,11 +128,6 @@ impl Stage {
         self.folder.path()
     }
 
-    /// The list of the log's files.
-    pub fn log_manifest(&self) -> PathBuf {
-        self.log_folder().join("appendonly.aof.manifest")
-    }
-
     /// The file that Redis appends to, and its length.
     pub fn log_file(&self) -> Option<(PathBuf, u64)> {
         let entries = fs::read_dir(self.log_folder()).ok()?;

@@ -26,6 +26,8 @@ struct Commit<'a> {
     stage: &'a str,
     digest: &'a str,
     ended: bool,
+    /// Its own reply was lost: a repetition told of it, which says nothing of its time.
+    told_later: bool,
 }
 
 #[derive(Default)]
@@ -89,18 +91,31 @@ fn stories(records: &[Record]) -> HashMap<&str, Story<'_>> {
                 outcome,
                 state,
                 ..
-            } if outcome == "accepted" => {
-                let commit = Commit {
+            } if outcome == "accepted" || outcome == "duplicate" => {
+                let story = stories.entry(job).or_default();
+                if story
+                    .commits
+                    .iter()
+                    .any(|commit| commit.stage == stage && commit.nonce == nonce)
+                {
+                    continue;
+                }
+                story.commits.push(Commit {
                     sent: *sent,
                     at: *at,
                     nonce,
                     stage,
                     digest,
-                    ended: state == "succeeded",
-                };
-                stories.entry(job).or_default().commits.push(commit);
+                    ended: state == "succeeded" || stage == LAST_STAGE,
+                    told_later: outcome == "duplicate",
+                });
             }
-            Event::GivenUp { job, state, .. } if state == "failed" => {
+            Event::GivenUp {
+                job,
+                state,
+                again: false,
+                ..
+            } if state == "failed" => {
                 stories.entry(job).or_default().other_ends += 1;
             }
             Event::TakenBack { sent, job, state } => {
@@ -145,6 +160,9 @@ fn stale(id: &str, story: &Story<'_>, verdict: &mut Verdict) {
             );
             continue;
         };
+        if commit.told_later {
+            continue;
+        }
         let later = story
             .grants
             .iter()

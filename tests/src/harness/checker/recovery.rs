@@ -49,6 +49,8 @@ fn workers(records: &[Record], bound: u64) -> Vec<u64> {
                     if let Some(died) = orphans.remove(job.as_str()) {
                         took.push(ms(died, *at));
                     }
+                    // Whoever had it before has it no more.
+                    held.retain(|_, (of, _)| of != job);
                     held.insert(nonce, (job, owner));
                 }
                 None
@@ -57,7 +59,7 @@ fn workers(records: &[Record], bound: u64) -> Vec<u64> {
                 job, nonce, outcome, ..
             } => {
                 held.remove(nonce.as_str());
-                (outcome == "accepted").then_some(job)
+                (outcome == "accepted" || outcome == "duplicate").then_some(job)
             }
             Event::GivenUp { job, nonce, .. } => {
                 held.remove(nonce.as_str());
