@@ -96,19 +96,17 @@ pub fn compare(comparison: &Comparison) -> Result<Played, String> {
 
 async fn play(redis: &mut RedisSide, steps: &[Step], played: &mut Played) -> Result<(), String> {
     let (mut player, mut memory) = (Player::new(redis).await, Memory::default());
-    // Once time has passed, a repeated call may move the lease clock and what hangs on it.
-    let mut at_once = false;
+    let mut called = None;
     for step in steps {
         if let Step::Pass(ms) = step {
             player.pass(*ms).await;
-            at_once = false;
-            continue;
         }
-        let is_again = at_once && matches!(step, Step::Again(0));
+        // Only then nothing at all may change: with time, leases get longer and clocks go on.
+        let is_again = matches!(step, Step::Again(0)) && called == Some(player.now);
         for call in memory.calls(&player.shard, step) {
             let before = player.shard.keys();
             let reply = player.call(&call).await?;
-            at_once = true;
+            called = Some(player.now);
             played.calls += 1;
             *played.answers.entry(answer(&call, &reply)).or_default() += 1;
             let after = player.shard.keys();

@@ -135,6 +135,12 @@ fn without_idempotency_the_comparison_fails() {
             "if false then",
         ),
         (
+            "an audit that begins twice forgets what it counted",
+            "audit",
+            "if act == 'begin' and auditing() ~= token then",
+            "if act == 'begin' then",
+        ),
+        (
             "a forgotten job's key stays",
             "common",
             "if v[2] then redis.call('DEL'",

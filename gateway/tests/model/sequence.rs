@@ -31,7 +31,7 @@ impl Memory {
     pub fn calls(&mut self, shard: &Shard, step: &Step) -> Vec<Call> {
         match step {
             Step::Pass(_) => Vec::new(),
-            Step::Again(back) => self.again(*back).into_iter().collect(),
+            Step::Again(back) => self.again(shard, *back).into_iter().collect(),
             Step::Audit { repair } => self.whole_audit(shard, *repair),
             Step::Wrong(step, pick) => {
                 let calls = self.calls(shard, step);
@@ -46,11 +46,18 @@ impl Memory {
         }
     }
 
-    fn again(&self, back: usize) -> Option<Call> {
+    fn again(&self, shard: &Shard, back: usize) -> Option<Call> {
         let call = self.calls.iter().rev().nth(back)?;
-        // An audit's beginning is only repeated at once: its token is never used again.
-        let begins = matches!(call, Call::Audit { act: Act::Begin, .. });
-        (back == 0 || !begins).then(|| call.clone())
+        // An audit that is over does not begin again: its token is never used for another.
+        let is_over = |token: &String| shard.audit.as_ref().is_none_or(|audit| audit.token != *token);
+        match call {
+            Call::Audit {
+                token,
+                act: Act::Begin,
+                ..
+            } if is_over(token) => None,
+            call => Some(call.clone()),
+        }
     }
 
     fn one(&mut self, shard: &Shard, step: &Step) -> Call {
