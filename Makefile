@@ -28,7 +28,7 @@ RUST_TESTS := $(if $(shell command -v cargo-nextest),cargo nextest run --no-fail
 SUITES := format dependencies protos containers clippy rust reference chart foreign-client
 
 .NOTPARALLEL:
-.PHONY: help demo test lint bench soak bundle evaluate test-models clean runtime python build $(SUITES)
+.PHONY: help demo test lint bench peers soak bundle evaluate test-models clean runtime python build $(SUITES)
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -84,6 +84,9 @@ bench: runtime python ## measure on this machine, in about 20 minutes, into docs
 	cargo build --release --locked --bins $(addprefix --package ,muse-bench muse-gateway muse-worker muse-encoder-svc musectl)
 	cargo bench --locked --package muse-bench
 	$(RELEASE)/muse-bench all --criterion $(dir $(RELEASE))criterion --json $(dir $(RELEASE))bench.json --out docs/performance.md
+
+peers: ## fetch what `make bench` compares with: PyTorch, muse-maskgit-pytorch, aMUSEd, mosec (several gigabytes)
+	@$(FETCH) python-train python-foreign python-peers
 
 soak: runtime build ## the long fault run: the tests that `make test` leaves out
 	cargo test --workspace --test model --locked -- --ignored --nocapture

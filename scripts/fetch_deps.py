@@ -5,6 +5,7 @@
     scripts/fetch_deps.py python                 + a virtual environment for the tests
     scripts/fetch_deps.py python-train           + one with PyTorch, for models/ (several gigabytes)
     scripts/fetch_deps.py python-foreign         + in that one, what the tests of imported checkpoints compare with
+    scripts/fetch_deps.py python-peers           + in that one, beside python-foreign, what benchmarks compare with
 
 What is already there and right is left alone, without a word. A system library or server is used instead when
 MUSE__RUNTIME__ONNXRUNTIME names a libonnxruntime.so, or MUSE_REDIS_SERVER a redis-server or valkey-server.
@@ -52,8 +53,6 @@ class Failure(Exception):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["onnxruntime", "valkey", "python", "python-train", "python-foreign", "rust"])
     fetchers = {
         "onnxruntime": fetch_onnxruntime,
         "valkey": fetch_valkey,
@@ -62,8 +61,11 @@ def main():
             DEPS / "python-train", [ROOT / "scripts/requirements-train.txt"], complete=False
         ),
         "python-foreign": lambda: add_packages(DEPS / "python-train", ROOT / "scripts/requirements-foreign.txt"),
+        "python-peers": lambda: add_packages(DEPS / "python-train", ROOT / "scripts/requirements-peers.txt"),
         "rust": check_rust,
     }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=list(fetchers))
     try:
         for what in parser.parse_args().what:
             fetchers[what]()

@@ -8,21 +8,18 @@ guidance is 0, as the engine does.
 
     plain_loop.py --bundle bundles/demo --threads 2
 
-reads lines {"prompts": ["a red star", …], "seed": 7} and answers each with {"seconds": …, "pictures": …}; the first line
-that it writes names its versions. With --out FOLDER it also keeps the pictures, to be looked at.
+reads and answers as `peer` says. With --out FOLDER it also keeps the pictures, to be looked at.
 """
 
 import argparse
 import io
-import json
 import math
-import sys
-import time
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from peer import answer
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -175,18 +172,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     model = Model(arguments.bundle, arguments.threads)
-    python = ".".join(map(str, sys.version_info[:3]))
-    versions = f"Python {python}, ONNX Runtime {onnxruntime.__version__}, NumPy {np.__version__}"
-    print(json.dumps({"versions": versions}), flush=True)
-    for line in sys.stdin:
-        task = json.loads(line)
-        begun = time.perf_counter()
-        files = model.make(task["prompts"], task["seed"])
-        seconds = time.perf_counter() - begun
+
+    def make(prompts: list[str], seed: int) -> list[bytes]:
+        files = model.make(prompts, seed)
         if arguments.out:
-            for prompt, file in zip(task["prompts"], files, strict=True):
+            for prompt, file in zip(prompts, files, strict=True):
                 (arguments.out / f"{prompt.replace(' ', '-')}.png").write_bytes(file)
-        print(json.dumps({"seconds": seconds, "pictures": len(files)}), flush=True)
+        return files
+
+    answer(make, f"ONNX Runtime {onnxruntime.__version__}, NumPy {np.__version__}")
 
 
 if __name__ == "__main__":

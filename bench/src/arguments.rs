@@ -27,6 +27,12 @@ pub(crate) struct Arguments {
     /// Python for the peers: NumPy, ONNX Runtime, tokenizers, Pillow
     #[arg(long, global = true, default_value = ".deps/python/bin/python")]
     pub(crate) python: PathBuf,
+    /// Python for the PyTorch peers, which `make peers` fetches
+    #[arg(long, global = true, default_value = ".deps/python-train/bin/python")]
+    pub(crate) python_train: PathBuf,
+    /// What the bundle's parts were trained by: the PyTorch peers get its shapes
+    #[arg(long, global = true, value_name = "DIR", default_value = "models/configs")]
+    pub(crate) configs: PathBuf,
     /// Write the report here as Markdown [default: to stdout]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
@@ -43,8 +49,10 @@ pub(crate) enum Command {
     Overhead,
     /// The cluster at saturation against the bare loop, and eight clients with mixed settings
     Saturation,
-    /// The bare loop against a plain Python loop on the same graphs
-    Python,
+    /// The bare loop against peers' loops: Python on the same graphs, muse-maskgit-pytorch, aMUSEd
+    Peers,
+    /// Eight clients of the cluster against eight of a Python server on the same graphs
+    Server,
     /// All of it
     All {
         /// Criterion's folder: its latest estimates go into the report
@@ -79,6 +87,8 @@ pub(crate) struct Settings {
     pub(crate) clients: usize,
     /// Length of a window at saturation.
     pub(crate) window: Duration,
+    /// Length of a window of eight clients.
+    pub(crate) server_window: Duration,
     /// Jobs of each of the eight clients in a round.
     pub(crate) mixed_jobs: usize,
 }
@@ -92,6 +102,7 @@ const FULL: Settings = Settings {
     jobs: 120,
     clients: 32,
     window: Duration::from_secs(20),
+    server_window: Duration::from_secs(10),
     mixed_jobs: 4,
 };
 
@@ -104,6 +115,7 @@ const QUICK: Settings = Settings {
     jobs: 3,
     clients: 4,
     window: Duration::from_secs(2),
+    server_window: Duration::from_secs(2),
     mixed_jobs: 1,
 };
 

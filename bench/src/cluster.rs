@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use futures::{FutureExt as _, future::BoxFuture};
 use muse_engine::Stage;
 use muse_proto::v1::{
     GenerateRequest, Job, JobState, ListWorkersRequest, StageTiming, admin_client::AdminClient,
@@ -114,6 +115,17 @@ impl Client {
             picture: picture.context("the gateway sent no picture")?,
             phases: Phases::of(&job.timings),
         })
+    }
+}
+
+/// How clients of a closed loop ask a cluster.
+pub(crate) fn asking(
+    client: &Client,
+) -> impl Fn(Order) -> BoxFuture<'static, anyhow::Result<()>> + Clone + Send + use<> {
+    let client = client.clone();
+    move |order| {
+        let client = client.clone();
+        async move { client.make(&order).await.map(drop) }.boxed()
     }
 }
 

@@ -6,17 +6,19 @@
 
 mod arguments;
 mod bare;
+mod closed_loop;
 mod cluster;
 mod compare;
 mod engine;
 mod inner_loops;
+mod loops;
 mod machine;
 mod measure;
 mod mixed;
 mod overhead;
-mod python;
 mod report;
 mod saturation;
+mod server;
 mod stats;
 mod workload;
 
@@ -68,7 +70,8 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
     let settings = arguments.settings();
     Ok(match &arguments.command {
         Command::Engine => engine::measure(arguments, &settings, bundle)?.sections,
-        Command::Python => vec![python::measure(arguments, &settings, bundle)?],
+        Command::Peers => loops::measure(arguments, &settings, bundle)?,
+        Command::Server => vec![server::measure(arguments, &settings).await?],
         Command::Overhead => vec![overhead::measure(arguments, &settings, bundle).await?],
         Command::Saturation => {
             let engine = engine::measure(arguments, &settings, bundle)?;
@@ -85,7 +88,8 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
             sections.push(overhead::measure(arguments, &settings, bundle).await?);
             sections.push(saturation::measure(arguments, &settings, bundle, engine.best_batch).await?);
             sections.push(mixed::measure(arguments, &settings, &engine.curves).await?);
-            sections.push(python::measure(arguments, &settings, bundle)?);
+            sections.extend(loops::measure(arguments, &settings, bundle)?);
+            sections.push(server::measure(arguments, &settings).await?);
             if let Some(folder) = criterion {
                 sections.push(inner_loops::read(folder)?);
             }

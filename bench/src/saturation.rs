@@ -3,20 +3,19 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use futures::future::try_join_all;
 use muse_engine::Bundle;
-use tokio::sync::watch;
 
 use crate::{
     arguments::{Arguments, Settings},
     bare::Bare,
-    cluster::{self, Client},
+    closed_loop::closed_loop,
+    cluster::{self, Client, asking},
     measure::{milliseconds, say},
     report::{Section, Table, Verdict, spread},
     stats::Series,
@@ -42,7 +41,7 @@ pub(crate) async fn measure(
     for round in 0..=settings.rounds {
         let bare_rate = bare_window(&mut bare, settings.window, batch, &next)?;
         let before = cluster::passes(&cluster).await?;
-        let window = closed_loop(&client, settings.clients, settings.window, &next).await?;
+        let window = closed_loop(asking(&client), settings.clients, settings.window, &next).await?;
         let passes = cluster::passes(&cluster).await?.since(&before);
         // The first round fills caches.
         if round > 0 {
@@ -108,72 +107,4 @@ fn bare_window(bare: &mut Bare, window: Duration, batch: usize, next: &AtomicUsi
         made += batch;
     }
     Ok(made as f64 / begun.elapsed().as_secs_f64())
-}
-
-struct Window {
-    /// Pictures a second.
-    rate: f64,
-    latencies: Vec<Duration>,
-}
-
-/// `clients` that ask without a pause. The first pictures, as many as there are clients, are not counted: until then the cluster
-/// fills up.
-async fn closed_loop(
-    client: &Client,
-    clients: usize,
-    window: Duration,
-    next: &Arc<AtomicUsize>,
-) -> anyhow::Result<Window> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let (finished, mut seen) = watch::channel(0_usize);
-    let finished = Arc::new(finished);
-    let tasks: Vec<_> = (0..clients)
-        .map(|_| {
-            let (client, next) = (client.clone(), Arc::clone(next));
-            let (stop, finished) = (Arc::clone(&stop), Arc::clone(&finished));
-            tokio::spawn(async move {
-                let mut made = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    let order = Order::numbered(next.fetch_add(1, Ordering::Relaxed));
-                    let picture = client.make(&order).await?;
-                    made.push((Instant::now(), picture.latency));
-                    finished.send_modify(|count| *count += 1);
-                }
-                anyhow::Ok(made)
-            })
-        })
-        .collect();
-    let counted = async {
-        // Never fails: this function holds a sender.
-        let _ = seen.wait_for(|count| *count >= clients).await;
-        let begun = Instant::now();
-        tokio::time::sleep(window).await;
-        begun
-    };
-    let mut all = std::pin::pin!(try_join_all(tasks));
-    let begun = tokio::select! {
-        begun = counted => begun,
-        // Only a client that failed ends early.
-        ended = &mut all => {
-            for made in ended? {
-                made?;
-            }
-            anyhow::bail!("the clients ended before the window did");
-        }
-    };
-    let ended = Instant::now();
-    stop.store(true, Ordering::Relaxed);
-    let mut made = Vec::new();
-    for client in all.await? {
-        made.extend(client?);
-    }
-    let latencies: Vec<Duration> = made
-        .into_iter()
-        .filter(|(at, _)| (begun..ended).contains(at))
-        .map(|(_, latency)| latency)
-        .collect();
-    Ok(Window {
-        rate: latencies.len() as f64 / ended.duration_since(begun).as_secs_f64(),
-        latencies,
-    })
 }

@@ -1,0 +1,211 @@
+//! Eight clients of the cluster, in turns with eight clients of a Python server on the same graphs.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    sync::{Arc, atomic::AtomicUsize},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use futures::{FutureExt as _, future::BoxFuture};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::{
+    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::json;
+
+use crate::{
+    arguments::{Arguments, Settings},
+    closed_loop::closed_loop,
+    cluster::{self, Client, asking},
+    loops::Python,
+    measure::{milliseconds, say},
+    report::{Section, Table, Verdict, spread},
+    stats::Series,
+    workload::Order,
+};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/python/mosec_server.py");
+/// Issue 5's number of clients, and the server's largest batch: a batch for all of them is its best setting.
+const CLIENTS: usize = 8;
+/// Issue 5's bound.
+const FASTER: f64 = 1.5;
+/// For loading the bundle in Python.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Between two attempts until then.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+const TITLE: &str = "A Python server on the same graphs";
+const TEXT: &str = "The bundle's ONNX graphs behind mosec (a Python server for models, its HTTP side and batching in Rust): `bench/python/plain_loop.py` in \
+                    one worker process that takes up to eight waiting requests together. Eight clients in a closed loop on each side, in turns; the idle side \
+                    holds its memory and no CPU. The cluster's way is the whole of it: gRPC, a queue on disk, leases, three more processes.";
+
+pub(crate) async fn measure(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Section> {
+    let section = |text: String, tables, verdicts| Section {
+        name: "server".to_owned(),
+        title: TITLE.to_owned(),
+        text: format!("{TEXT} {text}"),
+        tables,
+        verdicts,
+    };
+    if let Some(missing) = Python::Training.missing(arguments) {
+        say(&format!("{TITLE}: not measured, {missing}"));
+        return Ok(section(
+            format!("**Not measured**: {missing}."),
+            Vec::new(),
+            Vec::new(),
+        ));
+    }
+    say(TITLE);
+    let server = Server::start(arguments).await?;
+    let cluster = cluster::start(arguments, &[]).await?;
+    let client = Client::connect(&cluster).await?;
+    let next = Arc::new(AtomicUsize::new(0));
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut our_latencies, mut their_latencies) = (Vec::new(), Vec::new());
+    for round in 0..=settings.rounds {
+        let own = closed_loop(asking(&client), CLIENTS, settings.server_window, &next).await?;
+        let other = closed_loop(server.asking(), CLIENTS, settings.server_window, &next).await?;
+        // The first round fills caches.
+        if round > 0 {
+            ours.push(own.rate);
+            theirs.push(other.rate);
+            our_latencies.extend(own.latencies.into_iter().map(milliseconds));
+            their_latencies.extend(other.latencies.into_iter().map(milliseconds));
+        }
+    }
+    cluster.stop().await;
+    server.stop()?;
+
+    let measured = "nothing was measured";
+    let mut table = Table::new(&["", "pictures/s", "p50, ms", "p99, ms"]);
+    let mut rates = Vec::new();
+    for (side, rate, latencies) in [
+        ("cluster, 8 clients", ours, our_latencies),
+        ("mosec, 8 clients", theirs, their_latencies),
+    ] {
+        let (rate, latencies) = (
+            Series::new(rate).context(measured)?,
+            Series::new(latencies).context(measured)?,
+        );
+        table.row([
+            side.to_owned(),
+            spread(&rate, 2),
+            format!("{:.0}", latencies.median()),
+            format!("{:.0}", latencies.percentile(99.0)),
+        ]);
+        rates.push(rate);
+    }
+    let [ours, theirs] = rates.as_slice() else {
+        bail!(measured);
+    };
+    let verdict = Verdict::at_least(
+        "cluster / mosec on the same graphs, eight clients",
+        &ours.over(theirs),
+        FASTER,
+    );
+    let text = format!(
+        "{} threads inside an operator in both; windows of {:.0} s.",
+        arguments.cores(),
+        settings.server_window.as_secs_f64()
+    );
+    Ok(section(text, vec![table], vec![verdict]))
+}
+
+/// A process of mosec's that answers.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+    client: HttpClient<HttpConnector, Full<Bytes>>,
+}
+
+impl Server {
+    async fn start(arguments: &Arguments) -> anyhow::Result<Self> {
+        // It cannot choose a port by itself; this one was free a moment ago.
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let python = Python::Training.program(arguments);
+        let child = Command::new(python)
+            .arg(SCRIPT)
+            .args(["--address", &address.ip().to_string()])
+            .args(["--port", &address.port().to_string()])
+            .args(["--log-level", "warning"])
+            .env("MUSE_BUNDLE", &arguments.bundle)
+            .env("MUSE_THREADS", arguments.cores().to_string())
+            .env("MUSE_BATCH", CLIENTS.to_string())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot run {}", python.display()))?;
+        let mut server = Self {
+            child,
+            address,
+            client: HttpClient::builder(TokioExecutor::new()).build_http(),
+        };
+        let begun = Instant::now();
+        while let Err(error) = server.ask(&Order::numbered(0)).await {
+            if let Some(status) = server.child.try_wait()? {
+                bail!("mosec ended with {status}; what it said is above");
+            }
+            if begun.elapsed() > READY_WITHIN {
+                return Err(error.context(format!("mosec does not answer within {READY_WITHIN:?}")));
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        Ok(server)
+    }
+
+    fn asking(&self) -> impl Fn(Order) -> BoxFuture<'static, anyhow::Result<()>> + Clone + Send + use<> {
+        let (client, address) = (self.client.clone(), self.address);
+        move |order| {
+            let client = client.clone();
+            async move { ask(&client, address, &order).await }.boxed()
+        }
+    }
+
+    async fn ask(&self, order: &Order) -> anyhow::Result<()> {
+        ask(&self.client, self.address, order).await
+    }
+
+    /// It ends its worker itself when it is told to end.
+    fn stop(mut self) -> anyhow::Result<()> {
+        self.end()?;
+        Ok(())
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        if self.child.try_wait()?.is_none() {
+            let told = Command::new("kill").arg(self.child.id().to_string()).status()?;
+            if !told.success() {
+                bail!("cannot end mosec");
+            }
+            self.child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Nothing more can be done about it here.
+        let _ = self.end();
+    }
+}
+
+/// One picture.
+async fn ask(
+    client: &HttpClient<HttpConnector, Full<Bytes>>,
+    address: SocketAddr,
+    order: &Order,
+) -> anyhow::Result<()> {
+    let body = json!({"prompt": order.prompt, "seed": order.seed}).to_string();
+    let request = http::Request::post(format!("http://{address}/inference")).body(Full::from(body))?;
+    let response = client.request(request).await?;
+    let status = response.status();
+    let picture = response.into_body().collect().await?.to_bytes();
+    if !status.is_success() || !picture.starts_with(b"\x89PNG") {
+        bail!("mosec answered {status}, {} bytes", picture.len());
+    }
+    Ok(())
+}
