@@ -5,7 +5,7 @@ use std::time::Duration;
 use muse_service::{Tenant, error::Error as CallError};
 use tonic_types::FieldViolation;
 
-use crate::{connection::RedisError, queue::Refusal};
+use crate::{connection::RedisError, queue::Refusal, results::ResultsError};
 
 /// A failed call.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +64,26 @@ pub enum Error {
     /// Another build of the model is being served.
     #[error("{0}")]
     OtherBundle(String),
+    /// See [`ResultsError`]; never one of Redis.
+    #[error("the store of pictures is not available: {reason}")]
+    NoStore {
+        /// For the log.
+        reason: String,
+        /// When to try again.
+        retry: Duration,
+    },
     /// See [`RedisError`].
     #[error(transparent)]
     Redis(#[from] RedisError),
+}
+
+impl From<ResultsError> for Error {
+    fn from(error: ResultsError) -> Self {
+        match error {
+            ResultsError::Redis(error) => Self::Redis(error),
+            ResultsError::Unavailable { reason, retry } => Self::NoStore { reason, retry },
+        }
+    }
 }
 
 impl Error {
@@ -129,6 +146,10 @@ impl From<Error> for CallError {
                 Self::unavailable("this gateway is shutting down; call again", OUTAGE_RETRY)
             }
             Error::OtherBundle(message) => Self::failed_precondition(message),
+            Error::NoStore { reason, retry } => {
+                Self::unavailable("the picture cannot be read for now; the job keeps it", retry)
+                    .with_source(reason)
+            }
             Error::Redis(RedisError::Unavailable(reason)) => {
                 Self::unavailable("the queue is not available for now", OUTAGE_RETRY).with_source(reason)
             }

@@ -1,12 +1,12 @@
 //! The gateway's own clockwork: what time overtakes in the queue, what is old, and the queue's metrics. Every gateway runs
 //! it; the scripts make sure that each job is moved once.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use muse_service::{Readiness, Shutdown};
 use tokio::time::MissedTickBehavior;
 
-use crate::{config, connection::RedisError, models::Models, queue::Queue, results::ResultStore};
+use crate::{config, connection::RedisError, models::Models, queue::Queue, results::Discarded};
 
 /// Runs until the shutdown.
 pub struct Reaper {
@@ -14,8 +14,8 @@ pub struct Reaper {
     pub queue: Queue,
     /// For the workers' metrics.
     pub models: Models,
-    /// Where old pictures are deleted.
-    pub results: Arc<dyn ResultStore>,
+    /// Takes the pictures of forgotten jobs.
+    pub discarded: Discarded,
     /// How often.
     pub config: config::Queue,
     /// Follows the connection to Redis.
@@ -83,7 +83,7 @@ impl Reaper {
             // One batch at a time: forgetting is never urgent.
             for purged in self.queue.purge(shard).await? {
                 if let Some(nonce) = purged.pictures {
-                    self.results.delete(purged.id, nonce).await?;
+                    self.discarded.discard(purged.id, nonce);
                 }
             }
         }

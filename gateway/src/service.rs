@@ -18,7 +18,7 @@ use crate::{
     models::Models,
     queue::Queue,
     reaper::Reaper,
-    results::{RedisResults, ResultStore},
+    results::{self, Cleaner},
     watch::Watcher,
 };
 
@@ -28,13 +28,14 @@ pub struct Gateway {
     ops: Ops,
     hub: Hub,
     reaper: Reaper,
+    cleaner: Cleaner,
     addresses: Addresses,
 }
 
 /// Binds, announces, serves until the shutdown, drains.
 ///
 /// # Errors
-/// When Redis cannot be used, or a port is taken; each in one line that says what to do.
+/// When Redis or the store of pictures cannot be used, or a port is taken; each in one line that says what to do.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let gateway = Gateway::bind(config, shutdown.clone()).await?;
     gateway.addresses().announce().context("cannot write to stdout")?;
@@ -43,7 +44,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
 }
 
 impl Gateway {
-    /// Connects to Redis, checks it, and opens the ports. The parts end at `shutdown`.
+    /// Connects to Redis and the store of pictures, checks them, and opens the ports. The parts end at `shutdown`.
     ///
     /// # Errors
     /// See [`run`].
@@ -60,12 +61,7 @@ impl Gateway {
             config.models.clone(),
             config.hub.worker_expiry_ms,
         );
-        let keep_ms = config
-            .queue
-            .keep_done_seconds
-            .saturating_add(config.results.grace_seconds)
-            .saturating_mul(1000);
-        let results: Arc<dyn ResultStore> = Arc::new(RedisResults::new(redis, queue.keys().clone(), keep_ms));
+        let (results, cleaner) = results::open(&config, &queue).await?;
         let watcher = Watcher::new(
             queue.clone(),
             bells.clone(),
@@ -111,7 +107,7 @@ impl Gateway {
         let reaper = Reaper {
             queue,
             models,
-            results,
+            discarded: cleaner.discarded(),
             config: config.queue,
             readiness: readiness.clone(),
         };
@@ -121,6 +117,7 @@ impl Gateway {
             ops,
             hub,
             reaper,
+            cleaner,
             addresses,
         })
     }
@@ -141,6 +138,7 @@ impl Gateway {
             ops,
             hub,
             reaper,
+            cleaner,
             addresses: _,
         } = self;
         let drained = async {
@@ -161,10 +159,11 @@ impl Gateway {
             ended.cancel();
             served
         };
-        let (served, ops, ()) = tokio::join!(
+        let (served, ops, (), ()) = tokio::join!(
             serve_all,
             ops.serve_until(ended.clone().cancelled_owned()),
-            reaper.run(shutdown.clone())
+            reaper.run(shutdown.clone()),
+            cleaner.run(shutdown.clone())
         );
         served?;
         ops?;

@@ -196,7 +196,7 @@ def ask(path: pathlib.Path, *words: str) -> str:
         return connection.recv(65_536).decode()
 
 
-@pytest.mark.parametrize("durability", ["always", "everysec"])
+@pytest.mark.parametrize("durability", ["always", "synced", "everysec"])
 def test_a_real_server_accepts_the_redis_configuration_and_runs_on_it(tmp_path, durability):
     program = pathlib.Path(os.environ.get("MUSE_REDIS_SERVER", ROOT / ".deps/valkey/valkey-server"))
     assert program.exists(), f"{program} is missing: `make runtime` fetches it, or name one in MUSE_REDIS_SERVER"
@@ -214,7 +214,7 @@ def test_a_real_server_accepts_the_redis_configuration_and_runs_on_it(tmp_path, 
             time.sleep(0.02)
         wanted = {
             "appendonly": "yes",
-            "appendfsync": durability,
+            "appendfsync": "always" if durability == "always" else "everysec",
             "aof-load-truncated": "no",
             "maxmemory": str(1 << 30),
             "maxmemory-policy": "noeviction",
@@ -242,6 +242,74 @@ def test_an_external_redis_takes_the_place_of_the_chart_s_own_and_its_password_s
     assert secret["secretName"] == "muse-redis" and secret["items"] == [{"key": "password", "path": "password"}]
     mount = next(m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "redis")
     assert mount["mountPath"] == "/run/secrets/redis"
+
+
+def gateway_of(values: dict) -> tuple[dict, dict]:
+    """The gateway's configuration, and its pod."""
+    objects = render(values)
+    config = tomllib.loads(named(objects, "ConfigMap", "demo-muse-gateway")["data"]["gateway.toml"])
+    return config, named(objects, "Deployment", "demo-muse-gateway")["spec"]["template"]["spec"]
+
+
+def files_of(pod: dict) -> dict[str, tuple[str, str]]:
+    """Each file that Secrets put into the pod's first container: its path, to the Secret and the key in it."""
+    folders = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    return {
+        f"{folders[volume['name']]}/{item['path']}": (volume["secret"]["secretName"], item["key"])
+        for volume in pod["volumes"]
+        if "secret" in volume
+        for item in volume["secret"]["items"]
+    }
+
+
+def test_sentinels_passwords_and_certificates_reach_the_gateway_as_files():
+    config, pod = gateway_of(values_of(CHART / "ci/sentinel-values.yaml"))
+    redis, files = config["redis"], files_of(pod)
+    assert redis["sentinels"] == [f"rediss://sentinel-{n}.queue:26379" for n in range(3)]
+    assert redis["service_name"] == "muse" and redis["url"].startswith("rediss://muse@")
+    assert files[redis["password_file"]] == ("muse-redis", "password")
+    assert files[redis["sentinel_password_file"]] == ("muse-sentinel", "secret")
+    assert files[redis["ca_file"]] == ("queue-ca", "ca.crt")
+    assert config["queue"] == {
+        "durability": "synced",
+        "replicas": 1,
+        "replicas_on_disk": True,
+        "confirm_timeout_ms": 5000,
+    }
+
+
+def test_pictures_go_into_a_bucket_with_credentials_and_certificates_as_files():
+    config, pod = gateway_of(values_of(CHART / "ci/sentinel-values.yaml"))
+    results, files = config["results"], files_of(pod)
+    assert (results["store"], results["endpoint"], results["region"]) == (
+        "s3://pictures/muse",
+        "https://minio.storage:9000",
+        "eu-central-1",
+    )
+    assert files[results["credentials_file"]] == ("muse-pictures", "credentials")
+    assert files[results["ca_file"]] == ("storage-ca", "bundle.pem")
+    config, pod = gateway_of({"results": {"store": "az://pictures/muse", "account": "studio"}})
+    assert config["results"] == {"store": "az://pictures/muse", "account": "studio"} and files_of(pod) == {}
+
+
+def test_pictures_go_onto_a_claim_that_is_mounted_where_the_gateway_writes():
+    config, pod = gateway_of(values_of(CHART / "ci/external-redis-values.yaml"))
+    assert config["results"] == {"store": "file:///var/lib/muse/pictures"}
+    volume = next(volume for volume in pod["volumes"] if volume["name"] == "pictures")
+    assert volume["persistentVolumeClaim"] == {"claimName": "muse-pictures"}
+    mount = next(mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "pictures")
+    assert mount == {"name": "pictures", "mountPath": "/var/lib/muse/pictures"}
+
+
+def test_by_default_pictures_are_in_redis_and_no_replica_is_waited_for():
+    config, pod = gateway_of({})
+    assert config["results"] == {"store": "redis"} and files_of(pod) == {}
+    assert config["queue"] == {
+        "durability": "always",
+        "replicas": 0,
+        "replicas_on_disk": False,
+        "confirm_timeout_ms": 2000,
+    }
 
 
 def test_a_gpu_pool_asks_for_its_gpus_and_takes_the_image_that_can_use_them():
@@ -337,6 +405,26 @@ REFUSED = {
     "a password without a URL": ({"redis": {"external": {"existingSecret": {"name": "muse-redis"}}}}, "without redis.external.url"),
     "own Redis unverified": ({"redis": {"durability": "unverified"}}, "can be asked"),
     "no durability at all": ({"redis": {"durability": "none"}}, "durability"),
+    "replicas of the own Redis": ({"redis": {"replicas": 1}}, "one instance"),
+    "replicas on disk, but none": (
+        {"redis": {"replicasOnDisk": True, "external": {"url": "redis://queue:6379"}}},
+        "redis.replicas is 0",
+    ),
+    "Sentinels without a URL": ({"redis": {"external": {"sentinels": ["redis://s1:26379"]}}}, "redis.external.url too"),
+    "a password in a Sentinel's address": (
+        {"redis": {"external": {"url": "redis://q:1", "sentinels": ["redis://:secret@s1:26379"]}}},
+        "sentinels",
+    ),
+    "a Sentinel's password without Sentinels": (
+        {"redis": {"external": {"url": "redis://q:1", "sentinelSecret": {"name": "s"}}}},
+        "without redis.external.sentinels",
+    ),
+    "no time to confirm": ({"redis": {"confirmTimeoutMs": 0}}, "confirmTimeoutMs"),
+    "pictures nowhere": ({"results": {"store": "ftp://host/a"}}, "store"),
+    "keys in a bucket's address": ({"results": {"store": "s3://key:secret@bucket"}}, "store"),
+    "a folder without a volume": ({"results": {"store": "file:///pictures"}}, "results.claim"),
+    "a volume without a folder": ({"results": {"claim": "pictures"}}, "results.store is redis"),
+    "a region without a bucket": ({"results": {"region": "eu"}}, "are for buckets"),
     "open network": ({"networkPolicy": {"enabled": False}}, "acceptUnauthenticatedAccess"),
     "load balancer": ({"gateway": {"service": {"type": "LoadBalancer"}}}, "acceptUnauthenticatedAccess"),
     "an environment variable that is not ours": ({"gateway": {"env": [{"name": "PATH", "value": "/"}]}}, "env"),

@@ -3,6 +3,7 @@
 use muse_service::config::ConfigError;
 
 use super::Config;
+use crate::results::{Location, location};
 
 pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
     let at_least_one = [
@@ -34,6 +35,13 @@ pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
         ("hub.reports_in_flight", config.hub.reports_in_flight as u64),
         ("hub.outbox", config.hub.outbox as u64),
         ("hub.message_bytes", config.hub.message_bytes as u64),
+        ("results.connect_timeout_ms", config.results.connect_timeout_ms),
+        ("results.timeout_ms", config.results.timeout_ms),
+        ("results.retry_ms", config.results.retry_ms),
+        ("results.concurrency", config.results.concurrency as u64),
+        ("results.picture_bytes", config.results.picture_bytes as u64),
+        ("results.backlog", config.results.backlog as u64),
+        ("results.sweep_batch", config.results.sweep_batch as u64),
         ("watch.reread_ms", config.watch.reread_ms),
         ("watch.outbox", config.watch.outbox as u64),
         ("submit.in_flight", u64::from(config.submit.in_flight)),
@@ -115,6 +123,7 @@ pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
             "must be at least 1 with queue.replicas_on_disk",
         ));
     }
+    results(config)?;
     let prefix = &config.redis.prefix;
     if prefix.is_empty()
         || !prefix
@@ -125,6 +134,47 @@ pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
             "redis.prefix",
             "must be letters, digits, '.', '_' or '-'",
         ));
+    }
+    Ok(())
+}
+
+/// Where pictures go, and what only makes sense with that.
+fn results(config: &Config) -> Result<(), ConfigError> {
+    let results = &config.results;
+    let invalid = |key: &str, reason: String| Err(ConfigError::invalid(key, reason));
+    let location = match Location::parse(&results.store) {
+        Ok(location) => location,
+        Err(reason) => return invalid("results.store", reason),
+    };
+    let in_bucket = matches!(location, Location::Bucket { .. });
+    let only_of_buckets = [
+        ("results.endpoint", results.endpoint.is_some()),
+        ("results.region", results.region.is_some()),
+        ("results.account", results.account.is_some()),
+        ("results.credentials_file", results.credentials_file.is_some()),
+        ("results.ca_file", results.ca_file.is_some()),
+        ("results.insecure_allow_http", results.insecure_allow_http),
+    ];
+    if let Some((key, _)) = only_of_buckets.iter().find(|(_, set)| *set && !in_bucket) {
+        let reason = format!("is set, but results.store is {location}, which is no bucket");
+        return invalid(key, reason);
+    }
+    if let Some(endpoint) = &results.endpoint
+        && !results.insecure_allow_http
+        && let Err(reason) = location::is_private(endpoint)
+    {
+        return invalid("results.endpoint", reason);
+    }
+    if location != Location::Redis && results.timeout_ms.saturating_mul(2) > config.queue.lease_ms {
+        let reason = format!(
+            "must be at most half of queue.lease_ms ({}), or a store that hangs costs workers their leases; it is {}",
+            config.queue.lease_ms, results.timeout_ms
+        );
+        return invalid("results.timeout_ms", reason);
+    }
+    if results.picture_bytes > config.hub.message_bytes {
+        let reason = format!("must be at most hub.message_bytes ({})", config.hub.message_bytes);
+        return invalid("results.picture_bytes", reason);
     }
     Ok(())
 }
@@ -156,6 +206,50 @@ mod tests {
             config.redis.service_name.clear();
         });
         assert!(name.contains("redis.service_name"), "{name}");
+    }
+
+    #[test]
+    fn a_store_of_pictures_must_fit_its_settings() {
+        let refused = |store: &str, change: fn(&mut Config)| {
+            let mut config = Config::default();
+            config.results.store = store.to_owned();
+            change(&mut config);
+            config.validate().err().map(|error| error.to_string())
+        };
+        for store in [
+            "redis",
+            "file:///a/b",
+            "s3://bucket/a",
+            "gs://bucket",
+            "az://container/a",
+        ] {
+            assert_eq!(refused(store, |_| {}), None, "{store}");
+        }
+        for (store, key, change) in [
+            (
+                "s3://key:hush@bucket",
+                "results.store",
+                (|_| {}) as fn(&mut Config),
+            ),
+            ("redis", "results.region", |config| {
+                config.results.region = Some("eu".to_owned())
+            }),
+            ("file:///a/b", "results.ca_file", |config| {
+                config.results.ca_file = Some("ca".into())
+            }),
+            ("s3://bucket", "results.endpoint", |config| {
+                config.results.endpoint = Some("http://minio:9000".to_owned());
+            }),
+            ("s3://bucket", "results.timeout_ms", |config| {
+                config.results.timeout_ms = 5_001
+            }),
+            ("redis", "results.picture_bytes", |config| {
+                config.hub.message_bytes = 1024
+            }),
+        ] {
+            let told = refused(store, change).unwrap_or_default();
+            assert!(told.contains(key) && !told.contains("hush"), "{store}: {told:?}");
+        }
     }
 
     #[test]

@@ -145,7 +145,25 @@ impl Default for Hub {
 
 impl Default for Results {
     fn default() -> Self {
-        Self { grace_seconds: 3600 }
+        Self {
+            store: "redis".to_owned(),
+            endpoint: None,
+            region: None,
+            account: None,
+            credentials_file: None,
+            ca_file: None,
+            insecure_allow_http: false,
+            connect_timeout_ms: 2_000,
+            timeout_ms: 5_000,
+            retry_ms: 2_000,
+            startup_timeout_ms: 15_000,
+            concurrency: 8,
+            picture_bytes: 32 * 1024 * 1024,
+            backlog: 10_000,
+            sweep_seconds: 6 * 3600,
+            sweep_batch: 500,
+            grace_seconds: 3600,
+        }
     }
 }
 

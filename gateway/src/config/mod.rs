@@ -251,6 +251,41 @@ pub struct Hub {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Results {
+    /// Where they are kept: `redis`, `file:///folder` (that every gateway sees), `s3://bucket/prefix`, `gs://bucket/prefix`
+    /// or `az://container/prefix`. All gateways of a cluster must say the same, and no other cluster.
+    pub store: String,
+    /// The bucket's address where it is not the cloud's own, such as `https://minio.example:9000`.
+    pub endpoint: Option<String>,
+    /// The bucket's region, of S3. Absent: from `AWS_REGION`, else `us-east-1`.
+    pub region: Option<String>,
+    /// The storage account, of Azure. Absent: from `AZURE_STORAGE_ACCOUNT_NAME`.
+    pub account: Option<String>,
+    /// Credentials: of S3 a file in the format of `~/.aws/credentials`, of Google the JSON of a service account, of Azure the
+    /// account's key alone. Absent: from the environment and the machine, as each cloud's own tools find them.
+    pub credentials_file: Option<PathBuf>,
+    /// The certificates (PEM) that the bucket's server is trusted by; absent: the machine's own.
+    pub ca_file: Option<PathBuf>,
+    /// Without TLS only loopback is spoken to, unless this says that the network itself is trusted.
+    pub insecure_allow_http: bool,
+    /// For a new connection to the bucket's server.
+    pub connect_timeout_ms: u64,
+    /// One picture must be written, read or deleted within this time; at most half of `queue.lease_ms`, because a report
+    /// that waits may hold up a worker's heartbeats.
+    pub timeout_ms: u64,
+    /// While the store does not take pictures, workers and clients are told to come again after this long.
+    pub retry_ms: u64,
+    /// At start the gateway waits this long for the store to answer.
+    pub startup_timeout_ms: u64,
+    /// Pictures of one job written at once, and jobs whose pictures are deleted at once.
+    pub concurrency: usize,
+    /// Bytes of one picture; a larger one fails its job.
+    pub picture_bytes: usize,
+    /// Forgotten jobs whose pictures wait to be deleted; those of more are left to the sweep.
+    pub backlog: usize,
+    /// The store is searched for pictures that no job refers to this often; 0: never.
+    pub sweep_seconds: u64,
+    /// Objects looked at in each round of a sweep (a round: `queue.housekeeping_ms`).
+    pub sweep_batch: usize,
     /// Added to `queue.keep_done_seconds`: pictures outlive the job that names them, never the other way round.
     pub grace_seconds: u64,
 }

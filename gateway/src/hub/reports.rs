@@ -21,6 +21,7 @@ use crate::{
     connection::RedisError,
     jobs::{JobId, Nonce},
     queue::{Beat, Beaten, Completed, Reported, StageResult},
+    results::ResultsError,
 };
 
 /// Characters of an error's message that are kept.
@@ -34,6 +35,14 @@ pub(super) enum Report {
     Fail(Fail),
     /// A job is given back.
     Release(Release),
+}
+
+/// What becomes of a report that is not wrong.
+enum Answer {
+    /// It has been decided upon.
+    Reported(Reported),
+    /// Its pictures cannot be stored for now: the worker shall keep it for this long.
+    Later(Duration),
 }
 
 impl Report {
@@ -53,17 +62,24 @@ pub(super) async fn answer(shared: &Shared, attached: &Attached, report: Report)
         job_id: job_id.to_owned(),
         nonce: nonce.to_vec(),
         outcome: AckOutcome::Refused as i32,
+        retry_after: None,
     };
     let Some((id, nonce)) = lease(job_id, nonce) else {
         return ack;
     };
     let stored = match report {
         Report::Complete(report) => complete(shared, attached, id, nonce, report).await,
-        Report::Fail(report) => fail(shared, attached, id, nonce, report).await,
-        Report::Release(report) => release(shared, id, nonce, report).await,
+        Report::Fail(report) => fail(shared, attached, id, nonce, report)
+            .await
+            .map(Answer::Reported),
+        Report::Release(report) => release(shared, id, nonce, report).await.map(Answer::Reported),
     };
     match stored {
-        Ok(reported) => ack.outcome = outcome(reported) as i32,
+        Ok(Answer::Reported(reported)) => ack.outcome = outcome(reported) as i32,
+        Ok(Answer::Later(retry)) => {
+            ack.outcome = AckOutcome::Unavailable as i32;
+            ack.retry_after = prost_types::Duration::try_from(retry).ok();
+        }
         Err(reason) => {
             tracing::error!(job = %id, worker = attached.worker.id, reason, "a worker's report is refused");
         }
@@ -78,7 +94,7 @@ async fn complete(
     id: JobId,
     nonce: Nonce,
     report: Complete,
-) -> Result<Reported, String> {
+) -> Result<Answer, String> {
     if report.stage() != attached.stage {
         return Err("it is for another stage than the worker's".to_owned());
     }
@@ -95,6 +111,9 @@ async fn complete(
         }
         Some(complete::Result::Pictures(pictures)) => {
             let (infos, data) = check::pictures(pictures, shared.max_count)?;
+            if let Some(large) = data.iter().find(|picture| picture.len() > shared.picture_bytes) {
+                return too_large(shared, attached, id, nonce, large.len()).await;
+            }
             // At most max_count.
             let count = data.len() as u32;
             (StageResult::Pictures(encode_infos(infos)), count, data)
@@ -106,16 +125,27 @@ async fn complete(
     if let Ok(Some(traceparent)) = shared.queue.traceparent(id).await {
         trace_context::set_parent(&span, &traceparent);
     }
-    let store = || async {
-        if !pictures.is_empty() {
-            shared.results.put(id, nonce, &pictures).await?;
+    let store = async {
+        if let Some(retry) = put(shared, id, nonce, &pictures).await? {
+            return Ok(Err(retry));
         }
-        shared
-            .queue
-            .complete(id, nonce, attached.stage_name, &result, rows, &encoded_timing)
-            .await
+        let complete = || {
+            shared
+                .queue
+                .complete(id, nonce, attached.stage_name, &result, rows, &encoded_timing)
+        };
+        until_stored(shared, complete).await.map(Ok)
     };
-    let completed = until_stored(shared, store).instrument(span).await?;
+    let completed = match store.instrument(span).await? {
+        Ok(completed) => completed,
+        Err(retry) => return Ok(Answer::Later(retry)),
+    };
+    if matches!(completed.outcome, Reported::Stale | Reported::Refused) && !pictures.is_empty() {
+        // Under a nonce that will never count. What is left here, a sweep finds.
+        if let Err(error) = shared.results.delete(id, nonce).await {
+            tracing::debug!(%error, job = %id, "pictures that came too late stay for now");
+        }
+    }
     if let Some(other) = &completed.other_digest {
         metrics::counter!("muse_digest_disagreements_total", "stage" => attached.stage_name).increment(1);
         tracing::error!(
@@ -133,7 +163,47 @@ async fn complete(
         Reported::Accepted if completed.job_ended => measure(attached, &completed),
         Reported::Accepted | Reported::Duplicate | Reported::Stale => {}
     }
-    Ok(completed.outcome)
+    Ok(Answer::Reported(completed.outcome))
+}
+
+/// Stores pictures, before the job refers to them. `Some`: not now, and when to try again. While Redis is away nothing expires,
+/// so it is waited for; another store can be away alone, and then the worker keeps the pictures instead of this gateway.
+async fn put(
+    shared: &Shared,
+    id: JobId,
+    nonce: Nonce,
+    pictures: &[Bytes],
+) -> Result<Option<Duration>, String> {
+    if pictures.is_empty() {
+        return Ok(None);
+    }
+    let put = || async {
+        match shared.results.put(id, nonce, pictures).await {
+            Ok(()) => Ok(None),
+            Err(ResultsError::Unavailable { retry, .. }) => Ok(Some(retry)),
+            Err(ResultsError::Redis(error)) => Err(error),
+        }
+    };
+    until_stored(shared, put).await
+}
+
+/// A picture that may not be stored: another attempt would make the same.
+async fn too_large(
+    shared: &Shared,
+    attached: &Attached,
+    id: JobId,
+    nonce: Nonce,
+    bytes: usize,
+) -> Result<Answer, String> {
+    let limit = shared.picture_bytes;
+    let message = format!("a picture of {bytes} bytes is more than the {limit} of results.picture_bytes");
+    tracing::error!(job = %id, worker = attached.worker.id, message, "a job fails");
+    let store = || {
+        shared
+            .queue
+            .fail(id, nonce, (JobErrorReason::Internal, &message), false)
+    };
+    until_stored(shared, store).await.map(Answer::Reported)
 }
 
 /// An attempt failed.

@@ -23,9 +23,9 @@ pub use self::{
     priority::boost_ms,
     tenants::{AllPaused, SETTINGS, Target},
     types::{
-        Beat, Beaten, Cancellation, Completed, DeadCursor, Failure, Grant, Idempotency, NewJob, Paused,
-        PoolCounts, Purged, Raised, Reaped, Refusal, Reported, Requeued, Settings, StageResult, Submission,
-        TenantStatus,
+        Beat, Beaten, Cancellation, Completed, DeadCursor, Failure, Grant, Holder, Idempotency, NewJob,
+        Paused, PoolCounts, Purged, Raised, Reaped, Refusal, Reported, Requeued, Settings, StageResult,
+        Submission, TenantStatus,
     },
 };
 use crate::{config, connection::Redis};

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Queue, types::PoolCounts};
+use super::{
+    Queue,
+    types::{Holder, PoolCounts},
+};
 use crate::{
     connection::RedisError,
-    jobs::{JobId, Record},
+    jobs::{JobId, Nonce, Record},
 };
 
 impl Queue {
@@ -50,6 +53,42 @@ impl Queue {
             .zip(rows)
             .filter_map(|(id, fields)| Record::from_fields(*id, fields))
             .collect())
+    }
+
+    /// Who may refer to pictures of these jobs, in their order. Of a shard that this gateway does not serve nothing is known
+    /// but that its jobs may be alive.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn holders(&self, ids: &[JobId]) -> Result<Vec<Holder>, RedisError> {
+        let served = |id: &&JobId| id.shard() < self.keys.shards();
+        let mut pipeline = redis::pipe();
+        for id in ids.iter().filter(served) {
+            pipeline
+                .cmd("HMGET")
+                .arg(self.job_key(*id))
+                .arg("state")
+                .arg("pictures_nonce");
+        }
+        if pipeline.is_empty() {
+            return Ok(vec![Holder::Live; ids.len()]);
+        }
+        let rows: Vec<(Option<String>, Option<String>)> = self.redis.pipe(&pipeline).await?;
+        let mut rows = rows.into_iter();
+        let holders = ids.iter().map(|id| {
+            if !served(&id) {
+                return Holder::Live;
+            }
+            match rows.next() {
+                Some((None, _)) => Holder::Unknown,
+                Some((Some(state), pictures)) if has_ended(&state) => Holder::Ended {
+                    pictures: pictures.and_then(|nonce| Nonce::from_hex(&nonce)),
+                },
+                // An answer too few cannot be; nothing is deleted for it.
+                Some(_) | None => Holder::Live,
+            }
+        });
+        Ok(holders.collect())
     }
 
     /// Names of a tenant's jobs, newest first, those older than `before`.
@@ -154,4 +193,8 @@ impl Queue {
     pub(super) fn job_key(&self, id: JobId) -> String {
         format!("{}j:{id}", self.keys.shard(id.shard()))
     }
+}
+
+fn has_ended(state: &str) -> bool {
+    matches!(state, "succeeded" | "failed" | "cancelled")
 }

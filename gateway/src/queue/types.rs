@@ -193,6 +193,20 @@ pub struct Purged {
     pub pictures: Option<Nonce>,
 }
 
+/// Who may refer to pictures of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// No job of that name is known.
+    Unknown,
+    /// It has not ended: any of its leases may still be finished.
+    Live,
+    /// It has ended.
+    Ended {
+        /// The nonce of its pictures, where it has any.
+        pictures: Option<Nonce>,
+    },
+}
+
 /// How full a pool's queue is, over all shards and tenants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PoolCounts {

@@ -43,14 +43,52 @@ intra_threads = {{ .settings.threads }}
 {{- if include "muse.redisInternal" .root }}
 url = "redis://{{ include "muse.fullname" .root }}-redis:6379"
 {{- else }}
-url = {{ .root.Values.redis.external.url | toJson }}
-{{- if .root.Values.redis.external.existingSecret.name }}
+{{- with .root.Values.redis.external }}
+url = {{ .url | toJson }}
+{{- if .existingSecret.name }}
 password_file = "/run/secrets/redis/password"
+{{- end }}
+{{- with .sentinels }}
+sentinels = {{ . | toJson }}
+service_name = {{ $.root.Values.redis.external.serviceName | toJson }}
+{{- end }}
+{{- if .sentinelSecret.name }}
+sentinel_password_file = "/run/secrets/sentinel/password"
+{{- end }}
+{{- if .caSecret.name }}
+ca_file = "/run/secrets/redis-ca/ca.crt"
+{{- end }}
 {{- end }}
 {{- end }}
 
 [queue]
 durability = {{ .root.Values.redis.durability | toJson }}
+replicas = {{ .root.Values.redis.replicas }}
+replicas_on_disk = {{ .root.Values.redis.replicasOnDisk }}
+confirm_timeout_ms = {{ .root.Values.redis.confirmTimeoutMs }}
+{{- with .root.Values.results }}
+
+[results]
+store = {{ .store | toJson }}
+{{- with .endpoint }}
+endpoint = {{ . | toJson }}
+{{- end }}
+{{- with .region }}
+region = {{ . | toJson }}
+{{- end }}
+{{- with .account }}
+account = {{ . | toJson }}
+{{- end }}
+{{- if .insecureAllowHttp }}
+insecure_allow_http = true
+{{- end }}
+{{- if .credentialsSecret.name }}
+credentials_file = "/run/secrets/results/credentials"
+{{- end }}
+{{- if .caSecret.name }}
+ca_file = "/run/secrets/results-ca/ca.crt"
+{{- end }}
+{{- end }}
 {{- with .root.Values.gateway.defaultModel }}
 
 [models]
@@ -99,9 +137,9 @@ port 6379
 # There is no password: the NetworkPolicy lets only gateways in.
 protected-mode no
 dir /data
-# Accepted means on disk, unless redis.durability says everysec.
+# Accepted means on disk, unless redis.durability says everysec; with synced the gateways wait for it.
 appendonly yes
-appendfsync {{ .Values.redis.durability }}
+appendfsync {{ ternary "always" "everysec" (eq .Values.redis.durability "always") }}
 # A file that was cut off stops the server instead of losing what it held in silence.
 aof-load-truncated no
 # The append-only file is enough.

@@ -157,6 +157,26 @@ readinessProbe:
 {{- if not .Values.redis.external.url -}}true{{- end -}}
 {{- end -}}
 
+{{/* What a gateway is given as files, as a YAML list: volume and folder, Secret, key, file. */}}
+{{- define "muse.gatewaySecrets" -}}
+{{- $redis := .Values.redis.external -}}
+{{- $results := .Values.results -}}
+{{- range $volume, $given := dict
+  "redis" (dict "secret" $redis.existingSecret "file" "password")
+  "sentinel" (dict "secret" $redis.sentinelSecret "file" "password")
+  "redis-ca" (dict "secret" $redis.caSecret "file" "ca.crt")
+  "results" (dict "secret" $results.credentialsSecret "file" "credentials")
+  "results-ca" (dict "secret" $results.caSecret "file" "ca.crt")
+}}
+{{- if $given.secret.name }}
+- volume: {{ $volume }}
+  name: {{ $given.secret.name }}
+  key: {{ $given.secret.key | quote }}
+  file: {{ $given.file }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* The image of a service that runs a model: the one with CUDA libraries when the pool has GPUs.
      (dict "service" "muse-worker" "settings" …) */}}
 {{- define "muse.runtimeImage" -}}

@@ -292,6 +292,15 @@ impl<J: Jobs> Client<J> {
     }
 
     fn ack(&mut self, ack: &Ack) {
+        if ack.outcome() == AckOutcome::Unavailable {
+            metrics::counter!("muse_hub_postponed_total").increment(1);
+            let owed = self.protocol.postpone(ack, Instant::now());
+            debug!(
+                job_id = ack.job_id,
+                owed, "the gateway cannot store the result for now; it is kept"
+            );
+            return;
+        }
         let Some(matched) = self.protocol.ack(ack) else {
             debug!(job_id = ack.job_id, "an acknowledgement of nothing owed");
             return;

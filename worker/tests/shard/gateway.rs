@@ -163,6 +163,18 @@ impl Session {
             job_id: lease.job_id.clone(),
             nonce: lease.nonce.clone(),
             outcome: AckOutcome::Accepted as i32,
+            retry_after: None,
+        };
+        self.send(attach_response::Message::Ack(ack)).await;
+    }
+
+    /// The hub cannot take the report for now.
+    pub(crate) async fn postpone(&self, lease: &Lease, wait: Duration) {
+        let ack = Ack {
+            job_id: lease.job_id.clone(),
+            nonce: lease.nonce.clone(),
+            outcome: AckOutcome::Unavailable as i32,
+            retry_after: prost_types::Duration::try_from(wait).ok(),
         };
         self.send(attach_response::Message::Ack(ack)).await;
     }

@@ -1,5 +1,7 @@
 //! What comes of jobs.
 
+use std::time::Duration;
+
 use muse_engine::Stage;
 use muse_proto::{
     internal::v1::{Complete, Pictures, Tensor, attach_request::Message, complete},
@@ -259,5 +261,26 @@ async fn a_job_released_in_the_middle_goes_on_elsewhere_with_the_same_result() {
     session.lease(&whole).await;
     assert_eq!(resumed_pictures, pictures(session.report(&whole).await));
     session.ack(&whole).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_result_that_cannot_be_stored_for_now_is_kept_and_delivered_again_as_it_was() {
+    let (mut gateway, encoder) = (FakeGateway::start().await, FakeEncoder::start().await);
+    let worker = Running::start(config(Stage::Superres, &[gateway.endpoint()], &[&encoder])).await;
+    let mut session = gateway.welcome().await;
+    let lease = wish(1, Stage::Superres).lease();
+    session.lease(&lease).await;
+    let first = session.report(&lease).await;
+    session.postpone(&lease, Duration::from_millis(100)).await;
+    // The lease is renewed as long as the result is kept.
+    session
+        .heartbeat("the lease", |beat| {
+            beat.leases.iter().any(|held| held.nonce == lease.nonce)
+        })
+        .await;
+    assert_eq!(session.report(&lease).await, first);
+    session.ack(&lease).await;
+    session.heartbeat("nothing", |beat| beat.leases.is_empty()).await;
     worker.stop().await;
 }

@@ -24,11 +24,18 @@ use muse_proto::internal::v1::{
 use self::link::Link;
 pub use self::words::{Ack, Limits, Report, Snapshot, Taken, Ticket};
 
+/// A gateway that cannot take a report is not asked more often.
+const SHORTEST_POSTPONEMENT: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a few dozen leases are held, each once")]
 enum State {
     Working,
-    Reported { report: Report, sent: Option<Instant> },
+    /// `due`: when it is to be sent, again or at all; `None`: now.
+    Reported {
+        report: Report,
+        due: Option<Instant>,
+    },
 }
 
 #[derive(Debug)]
@@ -72,8 +79,8 @@ impl Protocol {
         self.link = Some(Link::new(heartbeat));
         for held in self.held.values_mut() {
             held.told = None;
-            if let State::Reported { sent, .. } = &mut held.state {
-                *sent = None;
+            if let State::Reported { due, .. } = &mut held.state {
+                *due = None;
             }
         }
     }
@@ -121,7 +128,7 @@ impl Protocol {
             };
             State::Reported {
                 report: Report::Release(release),
-                sent: None,
+                due: None,
             }
         } else {
             State::Working
@@ -173,13 +180,35 @@ impl Protocol {
         })
     }
 
+    /// The hub cannot take a report for now: it stays, and is sent again after `retry_after`. Those that come meanwhile are
+    /// not held up. False when nothing was owed under that nonce.
+    pub fn postpone(&mut self, ack: &wire::Ack, now: Instant) -> bool {
+        let ticket = self.tickets.get(&(ack.job_id.clone(), ack.nonce.clone()));
+        let Some(State::Reported { due, .. }) = ticket
+            .and_then(|ticket| self.held.get_mut(ticket))
+            .map(|held| &mut held.state)
+        else {
+            return false;
+        };
+        let asked = ack.retry_after.as_ref().and_then(muse_proto::std_duration);
+        let wait = asked.unwrap_or(self.limits.resend_after);
+        // From outside: neither at once for ever, nor never.
+        *due = Some(
+            now + wait.clamp(
+                SHORTEST_POSTPONEMENT,
+                self.limits.resend_after.max(SHORTEST_POSTPONEMENT),
+            ),
+        );
+        true
+    }
+
     // === what comes of jobs ===
 
     /// A job has a report, which is owed from now on. False when the lease is no longer held.
     pub fn report(&mut self, ticket: Ticket, report: Report) -> bool {
         match self.held.get_mut(&ticket) {
             Some(held) if matches!(held.state, State::Working) => {
-                held.state = State::Reported { report, sent: None };
+                held.state = State::Reported { report, due: None };
                 true
             }
             _ => false,
@@ -259,10 +288,10 @@ impl Protocol {
         }
         let resend_after = self.limits.resend_after;
         for held in self.held.values_mut() {
-            if let State::Reported { report, sent } = &mut held.state
-                && sent.is_none_or(|sent| now.duration_since(sent) >= resend_after)
+            if let State::Reported { report, due } = &mut held.state
+                && due.is_none_or(|due| now >= due)
             {
-                *sent = Some(now);
+                *due = Some(now + resend_after);
                 return Some(report.message());
             }
         }
@@ -281,8 +310,8 @@ impl Protocol {
     pub fn next_wake(&self, now: Instant) -> Option<Instant> {
         let link = self.link.as_ref()?;
         let resend = self.held.values().filter_map(|held| match &held.state {
-            State::Reported { sent: Some(sent), .. } => Some(*sent + self.limits.resend_after),
-            _ => None,
+            State::Reported { due, .. } => *due,
+            State::Working => None,
         });
         // Whether there is progress is seen only by looking.
         let progress = self

@@ -78,6 +78,15 @@ fn ack(lease: &Lease) -> wire::Ack {
         job_id: lease.job_id.clone(),
         nonce: lease.nonce.clone(),
         outcome: AckOutcome::Accepted as i32,
+        retry_after: None,
+    }
+}
+
+fn not_now(lease: &Lease, wait: Duration) -> wire::Ack {
+    wire::Ack {
+        outcome: AckOutcome::Unavailable as i32,
+        retry_after: prost_types::Duration::try_from(wait).ok(),
+        ..ack(lease)
     }
 }
 
@@ -301,6 +310,82 @@ fn an_interval_that_no_clock_reaches_is_never_due() {
     assert!(say(&mut protocol, now + HEARTBEAT, &board).is_empty());
 }
 
+#[test]
+fn a_report_that_cannot_be_taken_for_now_is_kept_and_sent_again_when_it_was_asked_for() {
+    let now = Instant::now();
+    let mut protocol = attached(now);
+    let (first, second) = (lease(1, 1), lease(2, 2));
+    let ticket = start(&mut protocol, &first, 1);
+    assert!(protocol.report(ticket, complete(&first)));
+    let said = say(&mut protocol, now, &Board::default());
+    assert!(matches!(&said[..], [Message::Complete(_)]), "{said:?}");
+
+    let wait = Duration::from_secs(3);
+    assert!(protocol.postpone(&not_now(&first, wait), now));
+    assert_eq!((protocol.owed(), protocol.rows()), (1, 1), "it is still held");
+    // Another job's report passes by.
+    let ticket = start(&mut protocol, &second, 1);
+    assert!(protocol.report(ticket, complete(&second)));
+    let said = say(&mut protocol, now, &Board::default());
+    assert!(
+        matches!(&said[..], [Message::Complete(report)] if report.job_id == second.job_id),
+        "{said:?}"
+    );
+    assert!(protocol.ack(&ack(&second)).is_some());
+    let completes = |said: &[Message]| {
+        said.iter()
+            .filter(|message| matches!(message, Message::Complete(_)))
+            .count()
+    };
+    let early = say(
+        &mut protocol,
+        now + wait - Duration::from_millis(1),
+        &Board::default(),
+    );
+    assert_eq!(completes(&early), 0, "{early:?}");
+    assert!(
+        protocol
+            .next_wake(now + wait)
+            .is_some_and(|wake| wake <= now + wait)
+    );
+    let due = say(&mut protocol, now + wait, &Board::default());
+    assert_eq!(completes(&due), 1, "{due:?}");
+    assert!(protocol.ack(&ack(&first)).is_some());
+    assert!(!protocol.postpone(&not_now(&first, wait), now), "nothing is owed");
+}
+
+#[test]
+fn a_postponement_is_neither_endless_nor_none() {
+    let now = Instant::now();
+    for (asked, wanted) in [
+        (Duration::ZERO, SHORTEST_POSTPONEMENT),
+        (Duration::from_secs(1 << 40), limits().resend_after),
+    ] {
+        let mut protocol = attached(now);
+        let lease = lease(1, 1);
+        let ticket = start(&mut protocol, &lease, 1);
+        assert!(protocol.report(ticket, complete(&lease)));
+        say(&mut protocol, now, &Board::default());
+        assert!(protocol.postpone(&not_now(&lease, asked), now));
+        let early = say(
+            &mut protocol,
+            now + wanted - Duration::from_millis(1),
+            &Board::default(),
+        );
+        assert!(
+            !early
+                .iter()
+                .any(|message| matches!(message, Message::Complete(_))),
+            "{early:?}"
+        );
+        let due = say(&mut protocol, now + wanted, &Board::default());
+        assert!(
+            due.iter().any(|message| matches!(message, Message::Complete(_))),
+            "{due:?}"
+        );
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Lease { rows: u32 },
@@ -358,7 +443,7 @@ proptest! {
                 }
                 Event::AckOne => if linked && !unacked.is_empty() {
                     let (job_id, nonce) = unacked.remove(0);
-                    let answer = wire::Ack { job_id: job_id.clone(), nonce, outcome: 1 };
+                    let answer = wire::Ack { job_id: job_id.clone(), nonce, outcome: 1, retry_after: None };
                     if protocol.ack(&answer).is_some() {
                         prop_assert!(owed.remove(&job_id), "{job_id} was not owed");
                     }

@@ -1,31 +1,14 @@
-//! Where finished pictures are. They are written under the lease's nonce before the job is completed, and the script that
-//! completes it makes that nonce the one that counts, so a picture is either committed whole or never seen.
+//! Pictures in Redis, each job's in a hash beside it.
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+use super::{ResultStore, ResultsError};
 use crate::{
-    connection::{Redis, RedisError},
+    connection::Redis,
     jobs::{JobId, Nonce},
     queue::Keys,
 };
-
-/// Keeps pictures. Every method can be repeated.
-pub trait ResultStore: Send + Sync {
-    /// Writes a job's pictures, in order, under a lease's nonce.
-    fn put<'a>(
-        &'a self,
-        id: JobId,
-        nonce: Nonce,
-        pictures: &'a [Bytes],
-    ) -> BoxFuture<'a, Result<(), RedisError>>;
-
-    /// Reads a picture; `None` when it is gone.
-    fn get(&self, id: JobId, nonce: Nonce, index: u32) -> BoxFuture<'_, Result<Option<Bytes>, RedisError>>;
-
-    /// Deletes a job's pictures under a nonce.
-    fn delete(&self, id: JobId, nonce: Nonce) -> BoxFuture<'_, Result<(), RedisError>>;
-}
 
 /// Pictures in Redis, beside their job, with a time to live: what was never committed goes by itself.
 pub struct RedisResults {
@@ -51,7 +34,7 @@ impl ResultStore for RedisResults {
         id: JobId,
         nonce: Nonce,
         pictures: &'a [Bytes],
-    ) -> BoxFuture<'a, Result<(), RedisError>> {
+    ) -> BoxFuture<'a, Result<(), ResultsError>> {
         Box::pin(async move {
             let key = self.key(id, nonce);
             let mut pipeline = redis::pipe();
@@ -66,7 +49,7 @@ impl ResultStore for RedisResults {
         })
     }
 
-    fn get(&self, id: JobId, nonce: Nonce, index: u32) -> BoxFuture<'_, Result<Option<Bytes>, RedisError>> {
+    fn get(&self, id: JobId, nonce: Nonce, index: u32) -> BoxFuture<'_, Result<Option<Bytes>, ResultsError>> {
         Box::pin(async move {
             let mut command = redis::cmd("HGET");
             command.arg(self.key(id, nonce)).arg(index);
@@ -75,7 +58,7 @@ impl ResultStore for RedisResults {
         })
     }
 
-    fn delete(&self, id: JobId, nonce: Nonce) -> BoxFuture<'_, Result<(), RedisError>> {
+    fn delete(&self, id: JobId, nonce: Nonce) -> BoxFuture<'_, Result<(), ResultsError>> {
         Box::pin(async move {
             let mut command = redis::cmd("UNLINK");
             command.arg(self.key(id, nonce));

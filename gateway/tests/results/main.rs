@@ -1,0 +1,14 @@
+//! Pictures in folders and buckets: a real gateway and a real Redis, a worker that computes nothing, and a bucket's server of
+//! our own that takes no request which S3 would refuse.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bucket;
+mod cleaning;
+mod outage;
+mod signature;
+mod start;
+mod travel;
