@@ -26,9 +26,9 @@ def config(monkeypatch):
 
 def test_pre_training_learns_and_goes_on_where_it_stopped(config, tmp_path, capsys, counted_budget):
     pretrain.train(config, tmp_path, minutes=5)
-    pretrain.train(config, tmp_path, minutes=80)
+    pretrain.train(config, tmp_path, minutes=160)
     saved = checkpoint.load(tmp_path / "text" / "checkpoint.pt")
-    assert (saved["step"], saved["seen"]) == (80, 80 * 16)
+    assert (saved["step"], saved["seen"]) == (160, 160 * 16)
     first, last = (
         float(line.split("held-out/background")[1].split()[0])
         for line in capsys.readouterr().out.splitlines() if "held-out/background" in line
