@@ -232,19 +232,19 @@ mod tests {
                 (|_| {}) as fn(&mut Config),
             ),
             ("redis", "results.region", |config| {
-                config.results.region = Some("eu".to_owned())
+                config.results.region = Some("eu".to_owned());
             }),
             ("file:///a/b", "results.ca_file", |config| {
-                config.results.ca_file = Some("ca".into())
+                config.results.ca_file = Some("ca".into());
             }),
             ("s3://bucket", "results.endpoint", |config| {
                 config.results.endpoint = Some("http://minio:9000".to_owned());
             }),
             ("s3://bucket", "results.timeout_ms", |config| {
-                config.results.timeout_ms = 5_001
+                config.results.timeout_ms = 5_001;
             }),
             ("redis", "results.picture_bytes", |config| {
-                config.hub.message_bytes = 1024
+                config.hub.message_bytes = 1024;
             }),
         ] {
             let told = refused(store, change).unwrap_or_default();

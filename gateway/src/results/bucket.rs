@@ -106,15 +106,17 @@ fn google(
     config: &config::Results,
     connector: Connector,
 ) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    let mut builder = GoogleCloudStorageBuilder::from_env()
+    // A key in the environment would win over the file, or make it one too many.
+    let mut builder = match &config.credentials_file {
+        Some(path) => GoogleCloudStorageBuilder::new().with_application_credentials(path.to_string_lossy()),
+        None => GoogleCloudStorageBuilder::from_env(),
+    };
+    builder = builder
         .with_bucket_name(name)
         .with_http_connector(connector)
         .with_retry(retries(config));
     if let Some(endpoint) = &config.endpoint {
         builder = builder.with_base_url(endpoint);
-    }
-    if let Some(path) = &config.credentials_file {
-        builder = builder.with_application_credentials(path.to_string_lossy());
     }
     check_endpoint(builder.get_config_value(&GoogleConfigKey::BaseUrl), config)?;
     let store = builder.build().map_err(|error| refused(location, &error))?;
@@ -127,22 +129,27 @@ fn azure(
     config: &config::Results,
     connector: Connector,
 ) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    let mut builder = MicrosoftAzureBuilder::from_env()
+    // A token in the environment would win over the file.
+    let mut builder = match &config.credentials_file {
+        Some(path) => {
+            let key = std::fs::read_to_string(path).map_err(|error| StoreError::Configuration {
+                key: "results.credentials_file",
+                reason: format!("cannot read {}: {error}", path.display()),
+            })?;
+            MicrosoftAzureBuilder::new().with_access_key(key.trim())
+        }
+        None => MicrosoftAzureBuilder::from_env(),
+    };
+    builder = builder
         .with_container_name(name)
         .with_http_connector(connector)
         .with_retry(retries(config));
     if let Some(endpoint) = &config.endpoint {
         builder = builder.with_endpoint(endpoint.clone());
     }
-    if let Some(account) = &config.account {
+    let from_environment = || env::var("AZURE_STORAGE_ACCOUNT_NAME").ok();
+    if let Some(account) = config.account.clone().or_else(from_environment) {
         builder = builder.with_account(account);
-    }
-    if let Some(path) = &config.credentials_file {
-        let key = std::fs::read_to_string(path).map_err(|error| StoreError::Configuration {
-            key: "results.credentials_file",
-            reason: format!("cannot read {}: {error}", path.display()),
-        })?;
-        builder = builder.with_access_key(key.trim());
     }
     check_endpoint(builder.get_config_value(&AzureConfigKey::Endpoint), config)?;
     let store = builder.build().map_err(|error| refused(location, &error))?;

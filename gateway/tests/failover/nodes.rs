@@ -30,6 +30,14 @@ pub struct Sentinel {
     process: Child,
     folder: TempDir,
     pub port: u16,
+    password: Option<String>,
+}
+
+/// Who may speak to servers and to Sentinels, and they to each other.
+#[derive(Clone, Copy)]
+pub struct Passwords {
+    pub servers: &'static str,
+    pub sentinels: &'static str,
 }
 
 /// A port that nobody has now.
@@ -39,8 +47,8 @@ fn free_port() -> u16 {
 }
 
 /// One command to a server at a port.
-pub async fn ask<T: FromRedisValue>(port: u16, words: &[&str]) -> Option<T> {
-    let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).expect("an address");
+pub async fn ask<T: FromRedisValue>(port: u16, password: Option<&str>, words: &[&str]) -> Option<T> {
+    let client = redis_server::client(&format!("redis://127.0.0.1:{port}"), password);
     let mut connection = client.get_multiplexed_async_connection().await.ok()?;
     let (name, arguments) = words.split_first().expect("a command");
     redis::cmd(name)
@@ -95,9 +103,19 @@ impl Node {
 impl Group {
     /// A primary and `replicas` that follow it.
     pub async fn start(replicas: usize) -> Self {
-        let mut nodes = vec![Node::start(None, &[]).await];
+        Self::start_with(replicas, None).await
+    }
+
+    /// The same, with a password where there is one.
+    pub async fn start_with(replicas: usize, passwords: Option<Passwords>) -> Self {
+        let settings = match passwords {
+            // Any of them may become the primary, or follow another.
+            Some(Passwords { servers, .. }) => vec!["--requirepass", servers, "--masterauth", servers],
+            None => Vec::new(),
+        };
+        let mut nodes = vec![Node::start(None, &settings).await];
         for _ in 0..replicas {
-            nodes.push(Node::start(Some(nodes[0].port), &[]).await);
+            nodes.push(Node::start(Some(nodes[0].port), &settings).await);
         }
         for node in &nodes[1..] {
             node.follows().await;
@@ -122,13 +140,23 @@ impl Group {
 impl Sentinel {
     /// Watches the server at a port; `quorum` of them must agree that it is gone.
     pub async fn start(primary: u16, quorum: u32) -> Self {
+        Self::start_with(primary, quorum, None).await
+    }
+
+    /// The same, with passwords where there are some.
+    pub async fn start_with(primary: u16, quorum: u32, passwords: Option<Passwords>) -> Self {
         let port = free_port();
         let folder = TempDir::with_prefix("muse-sentinel-").expect("a temporary folder");
         let path = folder.path().display().to_string();
-        let text = format!(
+        let mut text = format!(
             "port {port}\nbind 127.0.0.1\ndir {path}\nsentinel monitor {SERVICE} 127.0.0.1 {primary} {quorum}\n\
              sentinel down-after-milliseconds {SERVICE} 1000\nsentinel failover-timeout {SERVICE} 10000\n"
         );
+        if let Some(Passwords { servers, sentinels }) = passwords {
+            text += &format!(
+                "requirepass {sentinels}\nsentinel sentinel-pass {sentinels}\nsentinel auth-pass {SERVICE} {servers}\n"
+            );
+        }
         let file = folder.path().join("sentinel.conf");
         std::fs::write(&file, text).expect("a file");
         let log = std::fs::File::create(folder.path().join("log")).expect("a log file");
@@ -144,6 +172,7 @@ impl Sentinel {
             process,
             folder,
             port,
+            password: passwords.map(|passwords| passwords.sentinels.to_owned()),
         };
         until("the Sentinel to answer", async || {
             sentinel.names().await.filter(|port| *port == primary)
@@ -159,14 +188,14 @@ impl Sentinel {
     /// The port of what it takes for the primary.
     pub async fn names(&self) -> Option<u16> {
         let words = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE];
-        let (_, port): (String, u16) = ask(self.port, &words).await?;
+        let (_, port): (String, u16) = self.ask(&words).await?;
         Some(port)
     }
 
     /// Waits until it knows so many replicas and other Sentinels.
     pub async fn knows(&self, replicas: usize, sentinels: usize) {
         until("the Sentinel to know everybody", async || {
-            let state: Vec<String> = ask(self.port, &["SENTINEL", "MASTER", SERVICE]).await?;
+            let state: Vec<String> = self.ask(&["SENTINEL", "MASTER", SERVICE]).await?;
             let number = |name: &str| {
                 let place = state.iter().position(|field| field == name)?;
                 state.get(place + 1)?.parse::<usize>().ok()
@@ -180,11 +209,16 @@ impl Sentinel {
     /// From now on another server is the primary.
     pub async fn name(&self, primary: u16) {
         let port = primary.to_string();
-        let _: String = ask(self.port, &["SENTINEL", "REMOVE", SERVICE])
+        let _: String = self
+            .ask(&["SENTINEL", "REMOVE", SERVICE])
             .await
             .expect("an answer");
         let words = ["SENTINEL", "MONITOR", SERVICE, "127.0.0.1", &port, "9"];
-        let _: String = ask(self.port, &words).await.expect("an answer");
+        let _: String = self.ask(&words).await.expect("an answer");
+    }
+
+    async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> Option<T> {
+        ask(self.port, self.password.as_deref(), words).await
     }
 
     pub fn log(&self) -> String {

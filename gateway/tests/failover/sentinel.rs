@@ -14,11 +14,12 @@ use muse_proto::{
     internal::v1::attach_response::Message,
     v1::{GenerationRequest, JobState, Stage, SubmitJobRequest},
 };
+use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tonic::Code;
 
 use crate::{
-    nodes::{Group, SERVICE, Sentinel},
+    nodes::{Group, Passwords, SERVICE, Sentinel},
     support::{
         cluster::{self, RunningGateway},
         model, request,
@@ -112,11 +113,25 @@ fn work(mut worker: FakeWorker) -> JoinHandle<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_accepted_job_is_lost_when_the_primary_is_killed() {
-    let mut group = Group::start(2).await;
+    kill_the_primary(None, 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_where_servers_and_sentinels_have_passwords() {
+    let passwords = Passwords {
+        servers: "hush-servers",
+        sentinels: "hush-sentinels",
+    };
+    kill_the_primary(Some(passwords), 50).await;
+}
+
+/// Jobs stream in, at least `jobs` before the kill and after the failover.
+async fn kill_the_primary(passwords: Option<Passwords>, jobs: usize) {
+    let mut group = Group::start_with(2, passwords).await;
     let primary = group.nodes[0].port;
     let mut sentinels = Vec::new();
     for _ in 0..3 {
-        sentinels.push(Sentinel::start(primary, 2).await);
+        sentinels.push(Sentinel::start_with(primary, 2, passwords).await);
     }
     for sentinel in &sentinels {
         sentinel.knows(2, 2).await;
@@ -125,6 +140,16 @@ async fn no_accepted_job_is_lost_when_the_primary_is_killed() {
     config.redis.url = "redis://ignored:1".to_owned();
     config.redis.sentinels = sentinels.iter().map(Sentinel::url).collect();
     config.redis.service_name = SERVICE.to_owned();
+    let secrets = TempDir::new().unwrap();
+    if let Some(passwords) = passwords {
+        let file = |name: &str, password: &str| {
+            let path = secrets.path().join(name);
+            std::fs::write(&path, format!("{password}\n")).unwrap();
+            Some(path)
+        };
+        config.redis.password_file = file("servers", passwords.servers);
+        config.redis.sentinel_password_file = file("sentinels", passwords.sentinels);
+    }
     config.queue.durability = Durability::Everysec;
     config.queue.replicas = 1;
     config.queue.confirm_timeout_ms = 1_000;
@@ -144,7 +169,7 @@ async fn no_accepted_job_is_lost_when_the_primary_is_killed() {
         submitting.push(tokio::spawn(submit_all(client, number, told)));
     }
     until("jobs before the kill", async || {
-        (told.accepted() >= 200).then_some(())
+        (told.accepted() >= jobs).then_some(())
     })
     .await;
 
@@ -156,7 +181,7 @@ async fn no_accepted_job_is_lost_when_the_primary_is_killed() {
         *told.after.lock().unwrap()
     })
     .await;
-    let enough = told.accepted() + 200;
+    let enough = told.accepted() + jobs;
     until("jobs after the failover", async || {
         (told.accepted() >= enough).then_some(())
     })

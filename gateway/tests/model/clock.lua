@@ -20,6 +20,10 @@ local redis = setmetatable({
       real.call('HSET', 'expiry', key, test_now() + (...))
       return 1
     end
+    if name == 'PTTL' then
+      local expires = real.call('HGET', 'expiry', key)
+      return expires and expires - test_now() or real.call('PTTL', key)
+    end
     local result = real.call(name, key, ...)
     if name == 'DEL' then real.call('HDEL', 'expiry', key, ...) end
     if name == 'HDEL' and real.call('EXISTS', key) == 0 then real.call('HDEL', 'expiry', key) end

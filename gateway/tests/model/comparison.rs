@@ -150,10 +150,7 @@ impl<'a> Player<'a> {
         let expiring = |shard: &Shard| shard.keys().expiries.into_keys().collect::<BTreeSet<String>>();
         let before = expiring(&self.shard);
         self.shard.expire(self.now);
-        let mut expired: Vec<String> = before.difference(&expiring(&self.shard)).cloned().collect();
-        if expired.iter().any(|key| key == "audit") {
-            expired.push("recount".to_owned());
-        }
+        let expired: Vec<String> = before.difference(&expiring(&self.shard)).cloned().collect();
         self.redis.set_clock(self.now, &expired).await;
         let _ = writeln!(self.told, "{:>8} ms", self.now - BEGINNING);
     }
@@ -182,11 +179,6 @@ fn check(shard: &mut Shard, keys: &Keys, rung: &[String]) -> Result<(), String> 
     shard.check_lines()?;
     let mut keys = keys.clone();
     let expected = shard.keys();
-    // Nobody reads the recount of an audit that has ended.
-    if shard.audit.is_none() {
-        keys.keys.remove("recount");
-    }
-    keys.expiries.remove("recount");
     // An empty `prev` is none.
     for (key, held) in &mut keys.keys {
         if let (true, Held::Hash(fields)) = (key.starts_with("j:"), held)

@@ -110,6 +110,9 @@ impl Shard {
         }
         for (name, count) in self.recount() {
             all.field("recount", &name, count);
+            if let Some(audit) = &self.audit {
+                all.expiries.insert("recount".to_owned(), audit.expires);
+            }
         }
         all
     }

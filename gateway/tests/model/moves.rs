@@ -163,9 +163,25 @@ impl Shard {
 
     /// Gives the nonce of its pictures, or ''.
     pub fn forget(&mut self, id: &str) -> String {
-        let gone = self.jobs.remove(id);
-        let pictures = gone.and_then(|job| job.pictures);
-        pictures.map(|(_, nonce)| nonce).unwrap_or_default()
+        let Some(gone) = self.jobs.remove(id) else {
+            return String::new();
+        };
+        let pools = gone.stages.iter().map(|stage| format!("{}:{stage}", gone.model));
+        self.forget_tenant(&gone.tenant, pools.collect());
+        gone.pictures.map(|(_, nonce)| nonce).unwrap_or_default()
+    }
+
+    /// A tenant without jobs and settings is ahead nowhere any more: in pools that have finished something, and in these.
+    pub fn forget_tenant(&mut self, tenant: &str, mut pools: Vec<String>) {
+        if self.known_tenants().contains(tenant) {
+            return;
+        }
+        pools.extend(self.took.keys().cloned());
+        for pool in pools {
+            if let Some(line) = self.lines.get_mut(&pool) {
+                line.ahead.remove(tenant);
+            }
+        }
     }
 
     /// The lease clock.

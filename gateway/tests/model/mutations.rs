@@ -54,6 +54,24 @@ fn is_noticed((what, script, from, to): &Mutation) -> bool {
 }
 
 #[test]
+fn what_a_tenant_or_an_audit_leaves_behind_is_noticed() {
+    all_are_noticed(&[
+        (
+            "a forgotten tenant stays ahead",
+            "common",
+            "redis.call('HDEL', P .. 'vt:' .. model .. ':' .. stage, tenant)",
+            "",
+        ),
+        (
+            "a recount outlives its audit",
+            "common",
+            "redis.call('PEXPIRE', P .. 'recount', math.max(1, redis.call('PTTL', P .. 'audit')))",
+            "",
+        ),
+    ]);
+}
+
+#[test]
 fn without_the_nonce_check_the_comparison_fails() {
     all_are_noticed(&[
         (

@@ -38,6 +38,7 @@ impl Shard {
             }
         }
         self.settings.retain(|_, own| !own.is_empty());
+        self.forget_tenant(tenant, Vec::new());
         // A higher cap may let it go on.
         self.admit(tenant);
         "ok".into()
@@ -54,6 +55,7 @@ impl Shard {
                 self.ring("work", name);
             } else {
                 self.admit(name);
+                self.forget_tenant(name, Vec::new());
             }
         }
         (&before).into()

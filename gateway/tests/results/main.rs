@@ -2,6 +2,7 @@
 //! our own that takes no request which S3 would refuse.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+#![allow(unreachable_pub, reason = "modules of a test binary, not a crate")]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -77,6 +77,7 @@ async fn a_result_that_comes_too_late_leaves_no_pictures() {
     let mut scene = Scene::with(&[Stage::Base], |config| bucket.configure(config)).await;
     let (job, lease) = scene.lease().await;
     crate::support::scene::cancel(&mut scene.client, &job.id).await;
+    scene.worker.revoke().await;
     scene.worker.complete(&lease).await;
     assert_eq!(scene.worker.ack().await.outcome(), AckOutcome::Stale);
     assert!(pictures_of(&bucket, &job).is_empty(), "{:?}", bucket.names());

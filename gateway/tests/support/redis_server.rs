@@ -82,7 +82,14 @@ impl RedisServer {
     }
 
     pub fn client(&self) -> redis::Client {
-        redis::Client::open(self.url()).expect("a valid address")
+        client(&self.url(), self.password())
+    }
+
+    /// What `--requirepass` says.
+    pub fn password(&self) -> Option<&str> {
+        let mut settings = self.settings.iter();
+        settings.find(|setting| *setting == "--requirepass")?;
+        settings.next().map(String::as_str)
     }
 
     /// One command, for looking behind the scenes.
@@ -109,6 +116,18 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A client with a password that is not in the address.
+pub fn client(url: &str, password: Option<&str>) -> redis::Client {
+    use redis::IntoConnectionInfo as _;
+
+    let mut info = url.into_connection_info().expect("a valid address");
+    if let Some(password) = password {
+        let settings = info.redis_settings().clone().set_password(password);
+        info = info.set_redis_settings(settings);
+    }
+    redis::Client::open(info).expect("a valid address")
 }
 
 pub fn binary() -> PathBuf {

@@ -58,14 +58,21 @@ local function auditing()
   return audit
 end
 
+-- The recount goes with its audit, also where the auditor does not come back.
+local function keep_recount()
+  redis.call('PEXPIRE', P .. 'recount', math.max(1, redis.call('PTTL', P .. 'audit')))
+end
+
 local function tally_state(job, state, by)
   add('recount', 'cnt:' .. state .. ':' .. pool_of(job) .. ':' .. job.tenant, by)
   add('recount', 'use:' .. job.tenant .. ':' .. state, by)
+  keep_recount()
 end
 
 local function tally_bytes(job, by)
   add('recount', 'use:' .. job.tenant .. ':bytes', by)
   add('recount', 'use::bytes', by)
+  keep_recount()
 end
 
 -- Takes a live job into the recount, unless it is there.
@@ -239,9 +246,19 @@ local function revive(job, ...)
   enqueue(job)
 end
 
+-- Forgets a tenant that has neither jobs nor settings: also how far it was ahead in pools, of which all that ever finished
+-- something are known, and those of `stages` of a model.
+local function forget_tenant(tenant, model, stages)
+  redis.call('ZREM', P .. 'tenants', tenant)
+  for _, pool in ipairs(redis.call('HKEYS', P .. 'took')) do redis.call('HDEL', P .. 'vt:' .. pool, tenant) end
+  for stage in string.gmatch(stages or '', '[^,]+') do
+    redis.call('HDEL', P .. 'vt:' .. model .. ':' .. stage, tenant)
+  end
+end
+
 -- Forgets a job that has ended. Returns the nonce of its pictures, or ''.
 local function forget(id)
-  local v = redis.call('HMGET', P .. 'j:' .. id, 'tenant', 'idem', 'pictures_nonce')
+  local v = redis.call('HMGET', P .. 'j:' .. id, 'tenant', 'idem', 'pictures_nonce', 'model', 'stages')
   local tenant = v[1]
   redis.call('ZREM', P .. 'done', id)
   redis.call('ZREM', P .. 'dead', id)
@@ -250,7 +267,7 @@ local function forget(id)
   redis.call('ZREM', P .. 'jobs:' .. tenant, id)
   if v[2] then redis.call('DEL', P .. 'idem:' .. tenant .. ':' .. v[2]) end
   if redis.call('EXISTS', P .. 'jobs:' .. tenant, P .. 'tenant:' .. tenant) == 0 then
-    redis.call('ZREM', P .. 'tenants', tenant)
+    forget_tenant(tenant, v[4], v[5])
   end
   return v[3] or ''
 end

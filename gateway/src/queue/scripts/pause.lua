@@ -26,6 +26,6 @@ if kind == 'pool' then
 else
   redis.call('HDEL', key, 'paused')
   admit(name)
-  if redis.call('EXISTS', key, P .. 'jobs:' .. name) == 0 then redis.call('ZREM', P .. 'tenants', name) end
+  if redis.call('EXISTS', key, P .. 'jobs:' .. name) == 0 then forget_tenant(name) end
 end
 return before

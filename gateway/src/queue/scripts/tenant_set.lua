@@ -17,7 +17,7 @@ end
 if redis.call('EXISTS', key, P .. 'jobs:' .. tenant) > 0 then
   redis.call('ZADD', P .. 'tenants', 0, tenant)
 else
-  redis.call('ZREM', P .. 'tenants', tenant)
+  forget_tenant(tenant)
 end
 -- A higher cap may let it go on at once.
 admit(tenant)
