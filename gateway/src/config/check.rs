@@ -5,6 +5,7 @@ use muse_service::config::ConfigError;
 use super::Config;
 
 pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
+    config.identity.authentication()?;
     let at_least_one = [
         ("redis.connect_timeout_ms", config.redis.connect_timeout_ms),
         ("redis.response_timeout_ms", config.redis.response_timeout_ms),

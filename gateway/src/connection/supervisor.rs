@@ -381,7 +381,14 @@ pub(super) enum Verdict {
 }
 
 pub(super) fn classify(error: &redis::RedisError) -> Verdict {
-    let says = |code: &str| error.code() == Some(code) || error.to_string().contains(code);
+    // What a transaction was aborted for, or a script stopped at, is inside: the error itself only says that it was.
+    let inside = error.clone().into_server_errors();
+    let says = |code: &str| {
+        let mut errors = inside.iter().flat_map(|errors| errors.iter());
+        errors.any(|(_, error)| {
+            error.code() == code || error.details().is_some_and(|details| details.contains(code))
+        })
+    };
     match error.kind() {
         ErrorKind::Server(
             ServerErrorKind::ReadOnly
@@ -392,15 +399,37 @@ pub(super) fn classify(error: &redis::RedisError) -> Verdict {
         ErrorKind::Server(ServerErrorKind::TryAgain) => Verdict::Unable,
         // An answer that was understood, and is not the one that belongs to the question.
         ErrorKind::UnexpectedReturnType => Verdict::Refused,
-        _ if error.code() == Some("OOM") || error.to_string().contains("OOM command not allowed") => {
-            Verdict::OutOfMemory
-        }
+        // A write inside a script or a transaction.
+        _ if says("READONLY") => Verdict::Broken,
+        _ if says("OOM") => Verdict::OutOfMemory,
         // A full disk: the server takes writes again as soon as it can save. And min-replicas-to-write.
         _ if says("MISCONF") || says("NOREPLICAS") => Verdict::Unable,
-        // A write inside a script.
-        _ if says("READONLY") => Verdict::Broken,
         _ if error.is_io_error() || error.is_timeout() || error.is_connection_dropped() => Verdict::Broken,
         _ if error.is_unrecoverable_error() => Verdict::Broken,
         _ => Verdict::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::make_extension_error;
+
+    use super::*;
+
+    #[test]
+    fn a_server_in_doubt_is_told_from_a_call_that_is_wrong() {
+        let loading = (ErrorKind::Server(ServerErrorKind::BusyLoading), "LOADING").into();
+        assert!(matches!(classify(&loading), Verdict::Broken));
+        let again = (ErrorKind::Server(ServerErrorKind::TryAgain), "TRYAGAIN").into();
+        assert!(matches!(classify(&again), Verdict::Unable));
+        let full = make_extension_error("OOM".to_owned(), Some("command not allowed".to_owned()));
+        assert!(matches!(classify(&full), Verdict::OutOfMemory));
+        let disk = make_extension_error(
+            "MISCONF".to_owned(),
+            Some("Errors writing to the AOF file".to_owned()),
+        );
+        assert!(matches!(classify(&disk), Verdict::Unable));
+        let wrong = make_extension_error("WRONGTYPE".to_owned(), None);
+        assert!(matches!(classify(&wrong), Verdict::Refused));
     }
 }
