@@ -145,7 +145,11 @@ impl Wrapped {
 
 /// Whether [`limit_files`] can be had.
 pub async fn can_limit_files() -> bool {
-    let asked = Command::new("prlimit").arg("--version").stdin(Stdio::null()).output().await;
+    let asked = Command::new("prlimit")
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output()
+        .await;
     asked.is_ok_and(|output| output.status.success())
 }
 
