@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fs,
     io::Write as _,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use tokio::time::sleep;
 
 use super::{
     clients::Gateways,
-    history::{Event, Log as _, Record, now},
+    history::{Event, Log as _, now},
     proxy::Failpoint,
     schedule::{Fault, REDIS},
     server::limit_files,
@@ -41,9 +42,15 @@ pub struct Injector {
     counts: Mutex<BTreeMap<&'static str, u64>>,
     /// Failpoints that are still to come before each has come again.
     failpoints: Mutex<(StdRng, Vec<Failpoint>)>,
-    /// How long the log was, and when.
-    lengths: Arc<Mutex<VecDeque<(u64, u64)>>>,
+    lengths: Arc<Mutex<VecDeque<Length>>>,
     sampler: tokio::task::JoinHandle<()>,
+}
+
+/// How long the log was, and when.
+struct Length {
+    at: u64,
+    log: PathBuf,
+    bytes: u64,
 }
 
 impl Injector {
@@ -277,8 +284,12 @@ impl Injector {
         };
         let known = {
             let lengths = self.lengths.lock().unwrap_or_else(PoisonError::into_inner);
-            lengths.iter().rev().find(|(at, _)| *at <= cut_at).copied()
+            let mut known = lengths.iter().rev();
+            known
+                .find(|known| known.at <= cut_at && known.log == path)
+                .map(|known| (known.at, known.bytes))
         };
+        // One that was begun since then is left whole.
         let (at, kept) = known.map_or((cut_at, length), |(at, kept)| (at, kept.min(length)));
         let log = fs::OpenOptions::new().write(true).open(path).expect("the log");
         log.set_len(kept).expect("the log is cut");
@@ -327,15 +338,11 @@ impl Injector {
 
     /// Whether a client and a worker were served.
     fn served_since(&self, since: u64) -> bool {
-        let of = |wanted: fn(&Event) -> bool| {
-            let hits = self
-                .stage
-                .history
-                .select(|Record { at, event }| (*at > since && wanted(event)).then_some(()));
-            !hits.is_empty()
-        };
-        of(|event| matches!(event, Event::Accepted { .. }))
-            && of(|event| matches!(event, Event::Granted { .. } | Event::Completed { .. }))
+        let history = &self.stage.history;
+        history.has_since(since, |event| matches!(event, Event::Accepted { .. }))
+            && history.has_since(since, |event| {
+                matches!(event, Event::Granted { .. } | Event::Completed { .. })
+            })
     }
 }
 
@@ -350,11 +357,12 @@ async fn ms(ms: u64) {
 }
 
 /// Where the log ended a moment ago: what a crash of the machine would have left of it.
-async fn sample_log(stage: std::sync::Weak<Stage>, lengths: Arc<Mutex<VecDeque<(u64, u64)>>>) {
+async fn sample_log(stage: std::sync::Weak<Stage>, lengths: Arc<Mutex<VecDeque<Length>>>) {
     while let Some(stage) = stage.upgrade() {
-        if let Some((_, length)) = stage.log_file() {
+        let at = now();
+        if let Some((log, bytes)) = stage.log_file() {
             let mut lengths = lengths.lock().unwrap_or_else(PoisonError::into_inner);
-            lengths.push_back((now(), length));
+            lengths.push_back(Length { at, log, bytes });
             while lengths.len() > 500 {
                 lengths.pop_front();
             }

@@ -165,6 +165,9 @@ pub enum Event {
     },
 }
 
+/// Microseconds that a record may come after one that is later.
+const LATEST_RECORD: u64 = 1_000_000;
+
 /// When, in microseconds since 1970 by this machine's clock, and what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -206,6 +209,18 @@ impl History {
     pub fn select<T>(&self, choose: impl FnMut(&Record) -> Option<T>) -> Vec<T> {
         let records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         records.iter().filter_map(choose).collect()
+    }
+
+    /// Whether an event after this time is one that is wanted; looks at the newest alone, however long the history is.
+    pub fn has_since(&self, since: u64, wanted: impl Fn(&Event) -> bool) -> bool {
+        let records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = records
+            .iter()
+            .rev()
+            .take_while(|record| record.at + LATEST_RECORD >= since);
+        newest
+            .into_iter()
+            .any(|record| record.at > since && wanted(&record.event))
     }
 
     /// Adds a file that [`LogFile`] wrote.

@@ -21,8 +21,8 @@ use super::{
 
 /// Steps between two audits in quiet.
 const AUDIT_EVERY: usize = 12;
-/// A run that has not reached its goals by this many times its time has failed.
-const OVERTIME: u32 = 2;
+/// A run that has not reached its goals by this much of its time more has failed.
+const OVERTIME: f64 = 0.3;
 
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +144,7 @@ pub async fn run(plan: Plan) -> Outcome {
         fairness::saturate(&stage, &gateways, 1).await;
         fairness::come_too_late(&stage, &gateways).await;
     }
-    admin.audit(true).await;
+    admin.audit().await;
     let names = Load::tenants().into_iter().chain(fairness::tenants());
     for name in names.chain([operator::NAME]) {
         Tenant::new(name, &gateways, &history).sweep().await;
@@ -214,7 +214,7 @@ async fn storm(
             && kills >= plan.goals.kills
             && redis_kills(&faults) >= plan.goals.redis_kills
             && (!plan.goals.failpoints || stage.proxy.cuts().len() == stage.proxy.failpoints().len());
-        if passed >= plan.time && (reached || passed >= plan.time * OVERTIME) {
+        if passed >= plan.time && (reached || passed >= plan.time.mul_f64(1.0 + OVERTIME)) {
             return;
         }
         let at = begun.elapsed().as_secs_f64();
@@ -233,7 +233,7 @@ async fn storm(
             }
         }
         if number % AUDIT_EVERY == AUDIT_EVERY - 1 {
-            admin.audit(true).await;
+            admin.audit().await;
         }
     }
 }

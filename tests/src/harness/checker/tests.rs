@@ -430,6 +430,12 @@ fn recoveries_that_take_too_long_or_never_come_are_found() {
         .with(5100, fault("kill worker", true))
         .with(5200, fault("kill gateway", false));
     assert_eq!(busy.breaches(), []);
+    let cut = good()
+        .with(5000, grant(4999, "ff", "base", WORKER))
+        .with(5050, fault("cut log", false))
+        .with(5100, fault("kill worker", true))
+        .with(9300, fault("kill gateway", false));
+    assert_eq!(cut.breaches(), []);
     let redis = good()
         .with(3100, Event::RedisBack { lone: true })
         .with(8500, grant(8490, "ff", "base", WORKER))
