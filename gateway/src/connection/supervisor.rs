@@ -396,7 +396,8 @@ pub(super) fn classify(error: &redis::RedisError) -> Verdict {
             | ServerErrorKind::MasterDown
             | ServerErrorKind::ClusterDown,
         ) => Verdict::Broken,
-        ErrorKind::Server(ServerErrorKind::TryAgain) => Verdict::Unable,
+        // A script that was forgotten again, by SCRIPT FLUSH or a restart, between its loading and its call.
+        ErrorKind::Server(ServerErrorKind::TryAgain | ServerErrorKind::NoScript) => Verdict::Unable,
         // An answer that was understood, and is not the one that belongs to the question.
         ErrorKind::UnexpectedReturnType => Verdict::Refused,
         // A write inside a script, or anything inside a transaction.
@@ -463,6 +464,8 @@ mod tests {
         assert!(matches!(classify(&loading), Verdict::Broken));
         let again = (ErrorKind::Server(ServerErrorKind::TryAgain), "TRYAGAIN").into();
         assert!(matches!(classify(&again), Verdict::Unable));
+        let forgotten = (ErrorKind::Server(ServerErrorKind::NoScript), "NOSCRIPT").into();
+        assert!(matches!(classify(&forgotten), Verdict::Unable));
         let full = make_extension_error("OOM".to_owned(), Some("command not allowed".to_owned()));
         assert!(matches!(classify(&full), Verdict::OutOfMemory));
         let disk = make_extension_error(
