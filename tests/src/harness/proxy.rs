@@ -56,7 +56,6 @@ struct State {
     hashes: HashMap<String, String>,
     armed: BTreeSet<Failpoint>,
     cut: BTreeMap<Failpoint, u64>,
-    calls: BTreeMap<String, u64>,
 }
 
 /// A command whose reply is still to come.
@@ -68,6 +67,11 @@ struct Sent {
 
 enum What {
     Call(Call),
+    /// Of a script that nobody had loaded through here: it may be loaded by another before the call gets there.
+    Unknown {
+        hash: String,
+        arguments: Vec<String>,
+    },
     Other,
 }
 
@@ -135,11 +139,6 @@ impl Proxy {
     /// How often each failpoint has cut.
     pub fn cuts(&self) -> BTreeMap<Failpoint, u64> {
         locked(&self.shared.state).cut.clone()
-    }
-
-    /// How often each script was called.
-    pub fn calls(&self) -> BTreeMap<String, u64> {
-        locked(&self.shared.state).calls.clone()
     }
 }
 
@@ -263,14 +262,17 @@ impl Shared {
         if name != "EVALSHA" {
             return What::Other;
         }
-        let mut state = locked(&self.state);
-        let Some(script) = state.hashes.get(&command.at(1)).cloned() else {
-            return What::Other;
-        };
-        *state.calls.entry(script.clone()).or_default() += 1;
+        let hash = command.at(1);
         let keys: usize = command.at(2).parse().unwrap_or(0);
         let arguments = command.items().iter().skip(3 + keys).map(Value::text).collect();
-        What::Call(Call { script, arguments })
+        match self.script_of(&hash) {
+            Some(script) => What::Call(Call { script, arguments }),
+            None => What::Unknown { hash, arguments },
+        }
+    }
+
+    fn script_of(&self, hash: &str) -> Option<String> {
+        locked(&self.state).hashes.get(hash).cloned()
     }
 
     /// Whether the connection is to be cut here; a failpoint cuts once.
@@ -306,10 +308,21 @@ impl Shared {
     }
 
     fn answered(&self, sent: &Sent, reply: &Value) {
-        if let What::Call(call) = &sent.what {
-            for event in events(call, reply, sent.at) {
-                self.history.write(&event);
+        let late;
+        let call = match &sent.what {
+            What::Call(call) => call,
+            What::Unknown { hash, arguments } => {
+                let Some(script) = self.script_of(hash) else {
+                    return;
+                };
+                let arguments = arguments.clone();
+                late = Call { script, arguments };
+                &late
             }
+            What::Other => return,
+        };
+        for event in events(call, reply, sent.at) {
+            self.history.write(&event);
         }
     }
 }
