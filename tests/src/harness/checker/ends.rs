@@ -28,8 +28,8 @@ pub(super) fn check(records: &[Record], jobs: &Jobs, verdict: &mut Verdict) {
             Event::Refused {
                 tenant,
                 code,
-                retry_ms,
-            } if *retry_ms == None => {
+                retry_ms: None,
+            } => {
                 let what = format!("{code} to {tenant} without RetryInfo");
                 verdict.breach(Invariant::RefusalsSayWhen, what);
             }
