@@ -6,6 +6,8 @@ PROMPT ?= two red apples on a blue background
 OUT ?= demo.png
 BUNDLE ?= bundles/demo
 PYTHON ?= python3
+SOAK_MINUTES ?= 30
+SOAK_SEED ?=
 
 # A server or a library of your own goes before the fetched ones.
 export MUSE_REDIS_SERVER ?= $(CURDIR)/.deps/valkey/valkey-server
@@ -88,9 +90,11 @@ bench: runtime python ## measure on this machine, in about 20 minutes, into docs
 peers: ## fetch what `make bench` compares with: PyTorch, muse-maskgit-pytorch, aMUSEd, mosec (several gigabytes)
 	@$(FETCH) python-train python-foreign python-peers
 
-soak: runtime build ## the long fault run: the tests that `make test` leaves out
+soak: runtime build ## what `make test` leaves out; half an hour of faults into docs/reliability.md: SOAK_MINUTES=30 SOAK_SEED=…
 	cargo test --workspace --test model --locked -- --ignored --nocapture
-	cargo test --package muse-tests --locked -- --ignored --nocapture
+	cargo test --workspace --test batch --locked -- --ignored --nocapture
+	MUSE_SOAK_MINUTES=$(SOAK_MINUTES) MUSE_FAULT_SEED=$(SOAK_SEED) \
+	  cargo test --workspace --test reliability --locked -- --ignored --nocapture
 
 test-models: ## the tests of models/ (fetches PyTorch, and what imported checkpoints are compared with)
 	@$(FETCH) python-train python-foreign

@@ -7,7 +7,7 @@ use muse_proto::{
     internal::v1::worker_hub_server::WorkerHubServer,
     v1::{admin_server::AdminServer, generation_server::GenerationServer, models_server::ModelsServer},
 };
-use muse_service::{Addresses, Readiness, Shutdown, grpc, identity::Authentication, ops::Ops};
+use muse_service::{Addresses, Readiness, Shutdown, grpc, ops::Ops};
 
 use crate::{
     Config,
@@ -50,7 +50,8 @@ impl Gateway {
     /// See [`run`].
     pub async fn bind(config: Config, shutdown: Shutdown) -> anyhow::Result<Self> {
         // Before anything that waits: a port that may not be opened is known at once.
-        Authentication::None.may_listen(config.grpc.listen, config.grpc.insecure_allow_remote)?;
+        let authentication = config.identity.authentication()?;
+        authentication.may_listen(config.grpc.listen, config.grpc.insecure_allow_remote)?;
         let redis = Redis::connect(&config.redis, &config.queue).await?;
         let queue = Queue::new(redis.clone(), &config.redis.prefix, config.queue.clone());
         queue.check_schema().await?;
@@ -88,7 +89,7 @@ impl Gateway {
         let generation = GenerationService::new(jobs, &config, shutdown);
         let admin = AdminService::new(queue.clone(), models.clone(), &config);
         let readiness = Readiness::new();
-        let grpc = grpc::Server::new(&config.grpc, Authentication::None, readiness.clone())
+        let grpc = grpc::Server::new(&config.grpc, authentication, readiness.clone())
             .add_service(GenerationServer::new(generation).max_decoding_message_size(limit))
             .add_service(
                 ModelsServer::new(ModelsService::new(models.clone())).max_decoding_message_size(limit),

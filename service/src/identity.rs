@@ -8,11 +8,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use tonic::{Request, Status, body::Body};
 use tower::{Layer, Service};
 
-use crate::{config::ConfigError, error::Error};
+use crate::{
+    config::ConfigError,
+    error::{Error, ErrorKind},
+};
 
 /// Whose job, quota and share it is. Part of Redis keys and of metrics, so the name is short and plain.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,6 +27,10 @@ pub enum Authentication {
     /// Nothing is configured: everyone is [`Tenant::DEFAULT`], and only loopback is served.
     #[default]
     None,
+    /// A proxy in front has checked who calls, and names the tenant in this header; without it a call is
+    /// [`Tenant::DEFAULT`]'s. Proves nothing by itself: whoever reaches the port can be any tenant, so the loopback rule
+    /// holds as for [`Authentication::None`].
+    Proxied(HeaderName),
 }
 
 // === impl Tenant ===
@@ -87,7 +94,7 @@ impl Authentication {
     /// Whether callers have to prove anything.
     pub const fn is_configured(&self) -> bool {
         match self {
-            Self::None => false,
+            Self::None | Self::Proxied(_) => false,
         }
     }
 
@@ -95,9 +102,20 @@ impl Authentication {
     ///
     /// # Errors
     /// [`crate::error::ErrorKind::Unauthenticated`] where a proof is wanted and missing or wrong.
-    pub fn identify(&self, _metadata: &HeaderMap) -> Result<Tenant, Error> {
+    pub fn identify(&self, metadata: &HeaderMap) -> Result<Tenant, Error> {
         match self {
             Self::None => Ok(Tenant::default()),
+            Self::Proxied(header) => match metadata.get(header) {
+                None => Ok(Tenant::default()),
+                // Never another tenant than the one named: a name that cannot be is nobody's.
+                Some(name) => name
+                    .to_str()
+                    .ok()
+                    .and_then(|name| Tenant::new(name).ok())
+                    .ok_or_else(|| {
+                        Error::new(ErrorKind::Unauthenticated, format!("{header}: {InvalidTenant}"))
+                    }),
+            },
         }
     }
 
@@ -200,6 +218,25 @@ mod tests {
             );
             assert!(rule(remote, true).is_ok(), "{remote}");
         }
+    }
+
+    #[test]
+    fn a_proxied_call_is_the_named_tenants_and_a_name_that_cannot_be_is_nobodys() {
+        let proxied = Authentication::Proxied(HeaderName::from_static("x-tenant"));
+        let named = |name: &'static str| {
+            let mut metadata = HeaderMap::new();
+            metadata.insert("x-tenant", http::HeaderValue::from_static(name));
+            proxied.identify(&metadata)
+        };
+        assert_eq!(named("lab").unwrap().as_str(), "lab");
+        assert_eq!(
+            proxied.identify(&HeaderMap::new()).unwrap().as_str(),
+            Tenant::DEFAULT
+        );
+        for name in ["", "Lab", "a:b"] {
+            assert!(named(name).is_err(), "{name}");
+        }
+        assert!(proxied.may_listen("0.0.0.0:0".parse().unwrap(), false).is_err());
     }
 
     #[test]

@@ -9,7 +9,9 @@
 
 pub mod batch;
 pub mod client;
+pub mod harness;
 pub mod noop;
+pub mod noop_worker;
 pub mod programs;
 pub mod requests;
 

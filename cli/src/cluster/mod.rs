@@ -32,7 +32,7 @@ use self::{
 };
 pub use self::{
     error::ClusterError,
-    options::{ClusterOptions, Limits, Override, OverrideError, RestartPolicy, Sizes},
+    options::{ClusterOptions, Limits, OtherWorkers, Override, OverrideError, RestartPolicy, Sizes},
     programs::{ONNXRUNTIME_VARIABLE, Programs, REDIS_SERVER_VARIABLE, find_onnxruntime},
     state::{PartEvent, PartState, Running},
 };

@@ -19,6 +19,10 @@ pub struct ClusterOptions {
     pub directory: Option<PathBuf>,
     /// What is run.
     pub programs: Programs,
+    /// Valkey's socket. Absent: one in a temporary folder.
+    pub redis_socket: Option<PathBuf>,
+    /// Workers of other programs, beside those of `sizes`.
+    pub other_workers: Vec<OtherWorkers>,
     /// What happens when a part dies.
     pub restart: RestartPolicy,
     /// How long things may take.
@@ -38,6 +42,22 @@ pub struct Sizes {
     pub base_workers: usize,
     /// Workers of the super-resolution stage; 0 for a bundle without one.
     pub superres_workers: usize,
+}
+
+/// Workers of another program than muse-worker, which takes the same configuration file with `settings` over it, and says
+/// in the same line where it listens.
+#[derive(Clone, Debug)]
+pub struct OtherWorkers {
+    /// The parts are called `<name>-0`, `<name>-1`, …; each finds its own in its configuration's `name`.
+    pub name: String,
+    /// The program.
+    pub program: PathBuf,
+    /// `base` or `superres`.
+    pub stage: String,
+    /// How many.
+    pub count: usize,
+    /// Settings of their own.
+    pub settings: toml::Table,
 }
 
 /// What happens when a part dies.
@@ -88,6 +108,8 @@ impl ClusterOptions {
             gateway_port: 0,
             directory: None,
             programs,
+            redis_socket: None,
+            other_workers: Vec::new(),
             restart: RestartPolicy::default(),
             limits: Limits::default(),
             overrides: Vec::new(),

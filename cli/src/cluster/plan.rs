@@ -54,7 +54,10 @@ impl<'a> Planner<'a> {
         }
         let bundle =
             std::path::absolute(&options.bundle).map_err(ClusterError::system("cannot use the bundle"))?;
-        let socket = directory.socket()?;
+        let socket = match &options.redis_socket {
+            Some(socket) => socket.clone(),
+            None => directory.socket()?,
+        };
         Ok(Self {
             options,
             directory,
@@ -118,19 +121,35 @@ impl<'a> Planner<'a> {
         let all = stages
             .into_iter()
             .flat_map(|(stage, count)| (0..count).map(move |index| (stage, index)));
-        Ok(all
-            .map(|(stage, index)| {
-                let table = toml::toml! {
-                    ops = { listen = "127.0.0.1:0" }
-                };
-                let mut table = self.with_model(table);
-                table.insert("stage".to_owned(), Value::String(stage.to_owned()));
-                let table = with(table, "hub", "endpoints", gateways.to_vec());
-                let table = with(table, "encoder", "endpoints", encoders.to_vec());
-                let program = &self.options.programs.worker;
-                self.service(format!("{stage}-{index}"), program, table, &["worker", stage])
+        let table = |stage: &str| {
+            let table = toml::toml! {
+                ops = { listen = "127.0.0.1:0" }
+            };
+            let mut table = self.with_model(table);
+            table.insert("stage".to_owned(), Value::String(stage.to_owned()));
+            let table = with(table, "hub", "endpoints", gateways.to_vec());
+            with(table, "encoder", "endpoints", encoders.to_vec())
+        };
+        let ours = all.map(|(stage, index)| {
+            let program = &self.options.programs.worker;
+            self.service(
+                format!("{stage}-{index}"),
+                program,
+                table(stage),
+                &["worker", stage],
+            )
+        });
+        let others = self.options.other_workers.iter().flat_map(|others| {
+            let table = table(&others.stage);
+            (0..others.count).map(move |index| {
+                let name = format!("{}-{index}", others.name);
+                let mut table = table.clone();
+                table.extend(others.settings.clone());
+                table.insert("name".to_owned(), Value::String(name.clone()));
+                self.service(name, &others.program, table, &[])
             })
-            .collect())
+        });
+        Ok(ours.chain(others).collect())
     }
 
     fn with_model(&self, mut table: Table) -> Table {

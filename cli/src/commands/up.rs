@@ -77,6 +77,8 @@ fn options(arguments: &UpArguments) -> Result<ClusterOptions, Failure> {
         gateway_port: arguments.port.unwrap_or(port),
         directory: arguments.data_dir.clone(),
         programs,
+        redis_socket: None,
+        other_workers: Vec::new(),
         restart: if arguments.no_restart {
             RestartPolicy::Never
         } else {

@@ -6,6 +6,7 @@ use super::Config;
 use crate::results::{Location, location};
 
 pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
+    config.identity.authentication()?;
     let at_least_one = [
         ("redis.connect_timeout_ms", config.redis.connect_timeout_ms),
         ("redis.response_timeout_ms", config.redis.response_timeout_ms),

@@ -4,12 +4,15 @@ use std::net::SocketAddr;
 
 use muse_service::config::{Drain, GrpcServer, Ops, Telemetry};
 
-use super::{Config, Durability, Hub, Limits, Models, Queue, Redis, Results, Submit, Tenant, Watch};
+use super::{
+    Config, Durability, Hub, Identity, Limits, Models, Queue, Redis, Results, Submit, Tenant, Watch,
+};
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             grpc: GrpcServer::on_port(DEFAULT_PORT),
+            identity: Identity::default(),
             ops: Ops {
                 listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT + 1)),
             },

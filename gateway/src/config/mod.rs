@@ -5,7 +5,10 @@ mod defaults;
 
 use std::path::PathBuf;
 
-use muse_service::config::{ConfigError, Drain, GrpcServer, Ops, ServiceConfig, Telemetry};
+use muse_service::{
+    config::{ConfigError, Drain, GrpcServer, Ops, ServiceConfig, Telemetry},
+    identity::Authentication,
+};
 use serde::{Deserialize, Serialize};
 
 /// The gateway's configuration.
@@ -14,6 +17,8 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// The public and the workers' gRPC port.
     pub grpc: GrpcServer,
+    /// Who calls.
+    pub identity: Identity,
     /// Metrics and probes.
     pub ops: Ops,
     /// Logs and traces.
@@ -36,6 +41,15 @@ pub struct Config {
     pub watch: Watch,
     /// Streams of submissions.
     pub submit: Submit,
+}
+
+/// Who calls.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Identity {
+    /// A header in which a proxy in front, which has checked who calls, names the tenant. Absent: everyone is `default`.
+    /// It proves nothing: set it only where nobody but that proxy and the workers reaches the port.
+    pub tenant_header: Option<String>,
 }
 
 /// The connection to Redis.
@@ -326,6 +340,24 @@ pub struct Submit {
     pub delivering: usize,
     /// Answers of one stream that may wait to be sent, each with a picture at most.
     pub outbox: usize,
+}
+
+// === impl Identity ===
+
+impl Identity {
+    /// How callers are told apart.
+    ///
+    /// # Errors
+    /// When the header's name is none.
+    pub fn authentication(&self) -> Result<Authentication, ConfigError> {
+        let Some(name) = &self.tenant_header else {
+            return Ok(Authentication::None);
+        };
+        let header = name.parse().map_err(|_| {
+            ConfigError::invalid("identity.tenant_header", format!("{name:?} is no header's name"))
+        })?;
+        Ok(Authentication::Proxied(header))
+    }
 }
 
 // === impl Config ===

@@ -74,3 +74,18 @@ async fn when_memory_is_full_new_work_is_refused_and_running_work_completes() {
     .await;
     assert_eq!(complete_base(&queue, &grant).await, Reported::Accepted);
 }
+
+#[tokio::test]
+async fn a_transaction_for_which_memory_is_short_is_not_taken_for_wrong() {
+    let server = RedisServer::start().await;
+    let redis = connect(&server, Durability::Always).await.unwrap();
+    server.ask::<String>(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    // As pictures are stored: a report that is refused for good would be thrown away by its worker.
+    let mut pictures = redis::pipe();
+    pictures.atomic().cmd("HSET").arg("img").arg(0).arg("picture");
+    pictures.cmd("PEXPIRE").arg("img").arg(1000);
+    let refused = redis.pipe::<(u64, u64)>(&pictures).await;
+    assert!(matches!(refused, Err(RedisError::OutOfMemory)), "{refused:?}");
+    server.ask::<String>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    assert_eq!(redis.pipe::<(u64, u64)>(&pictures).await.unwrap(), (1, 1));
+}

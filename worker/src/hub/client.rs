@@ -305,6 +305,7 @@ impl<J: Jobs> Client<J> {
             debug!(job_id = ack.job_id, "an acknowledgement of nothing owed");
             return;
         };
+        self.jobs.acknowledged(matched.ticket, matched.outcome);
         self.jobs.forget(matched.ticket);
         let (job_id, report) = (&ack.job_id, matched.report);
         match matched.outcome {

@@ -10,7 +10,7 @@ mod protocol;
 pub use client::{Client, ClientError, Ended, Standing};
 pub use protocol::{Ack, Limits, Protocol, Report, Snapshot, Taken, Ticket};
 
-use muse_proto::internal::v1::Lease;
+use muse_proto::internal::v1::{AckOutcome, Lease};
 
 /// What runs the leases. Its methods return at once; what comes of a job arrives as a [`Report`].
 pub trait Jobs: Send {
@@ -21,6 +21,8 @@ pub trait Jobs: Send {
     /// A job's report has served its purpose: nothing about it will be asked any more. Until then its snapshot stays, so that
     /// a gateway that knows nothing of the job can be told how far it came.
     fn forget(&mut self, ticket: Ticket);
+    /// The hub has answered a job's report; [`Jobs::forget`] follows. For those who keep a record of it.
+    fn acknowledged(&mut self, _ticket: Ticket, _outcome: AckOutcome) {}
     /// Stops every job at its next step boundary, each with a report; jobs that only lack pixels finish.
     fn release_all(&mut self);
     /// How far a job is; `None` when it has not begun.
