@@ -27,6 +27,12 @@ pub(crate) struct Arguments {
     /// Python for the peers: NumPy, ONNX Runtime, tokenizers, Pillow
     #[arg(long, global = true, default_value = ".deps/python/bin/python")]
     pub(crate) python: PathBuf,
+    /// Node modules of the BullMQ peer; without them it is left out
+    #[arg(long, global = true, default_value = ".deps/node-peers/node_modules")]
+    pub(crate) node_modules: PathBuf,
+    /// Python of the Celery peer; without it the peer is left out
+    #[arg(long, global = true, default_value = ".deps/python-peers/bin/python")]
+    pub(crate) python_peers: PathBuf,
     /// Write the report here as Markdown [default: to stdout]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
@@ -45,6 +51,12 @@ pub(crate) enum Command {
     Saturation,
     /// The bare loop against a plain Python loop on the same graphs
     Python,
+    /// The queue with workers that compute nothing, beside BullMQ and Celery, and at several depths
+    Queue {
+        /// Jobs that wait, in rising order [default: 100,10000,1000000]
+        #[arg(long, value_delimiter = ',', value_name = "JOBS")]
+        depths: Vec<u64>,
+    },
     /// All of it
     All {
         /// Criterion's folder: its latest estimates go into the report
@@ -81,6 +93,14 @@ pub(crate) struct Settings {
     pub(crate) window: Duration,
     /// Jobs of each of the eight clients in a round.
     pub(crate) mixed_jobs: usize,
+    /// Jobs of a round through the queue alone.
+    pub(crate) queue_jobs: u64,
+    /// The same through Celery, which is slower.
+    pub(crate) celery_jobs: u64,
+    /// Claims of a round, one after another.
+    pub(crate) claims: usize,
+    /// Jobs that wait in the queue.
+    pub(crate) depths: &'static [u64],
 }
 
 const FULL: Settings = Settings {
@@ -93,6 +113,10 @@ const FULL: Settings = Settings {
     clients: 32,
     window: Duration::from_secs(20),
     mixed_jobs: 4,
+    queue_jobs: 10_000,
+    celery_jobs: 1_000,
+    claims: 400,
+    depths: &[100, 10_000, 1_000_000],
 };
 
 const QUICK: Settings = Settings {
@@ -105,11 +129,24 @@ const QUICK: Settings = Settings {
     clients: 4,
     window: Duration::from_secs(2),
     mixed_jobs: 1,
+    queue_jobs: 200,
+    celery_jobs: 20,
+    claims: 10,
+    depths: &[100, 1_000],
 };
 
 impl Arguments {
     pub(crate) fn settings(&self) -> Settings {
         if self.quick { QUICK } else { FULL }
+    }
+
+    /// `--depths`, or those of the settings.
+    pub(crate) fn depths(&self, asked: &[u64]) -> Vec<u64> {
+        if asked.is_empty() {
+            self.settings().depths.to_vec()
+        } else {
+            asked.to_vec()
+        }
     }
 
     /// How the engine in this process is opened; the cluster's workers have the same defaults.

@@ -15,6 +15,7 @@ mod measure;
 mod mixed;
 mod overhead;
 mod python;
+mod queue;
 mod report;
 mod saturation;
 mod stats;
@@ -77,6 +78,7 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
                 mixed::measure(arguments, &settings, &engine.curves).await?,
             ]
         }
+        Command::Queue { depths } => queue::measure(arguments, &settings, &arguments.depths(depths)).await?,
         // Needs nothing that is measured, and ran before.
         Command::Compare { .. } => Vec::new(),
         Command::All { criterion } => {
@@ -86,6 +88,7 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
             sections.push(saturation::measure(arguments, &settings, bundle, engine.best_batch).await?);
             sections.push(mixed::measure(arguments, &settings, &engine.curves).await?);
             sections.push(python::measure(arguments, &settings, bundle)?);
+            sections.extend(queue::measure(arguments, &settings, &arguments.depths(&[])).await?);
             if let Some(folder) = criterion {
                 sections.push(inner_loops::read(folder)?);
             }

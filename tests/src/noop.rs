@@ -30,6 +30,10 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Tokens of a base grid of 2 x 3.
 const TOKENS: u64 = 6;
+/// Tokens that there are.
+const CODEBOOK: u32 = 64;
+/// What their model is called.
+pub const MODEL: &str = "noop";
 
 /// A worker of each stage; they end with this.
 #[derive(Debug)]
@@ -85,7 +89,7 @@ async fn session(endpoint: &str, id: &str, stage: Stage) -> Result<(), Status> {
         tokio::select! {
             message = inbox.message() => match message?.and_then(|message| message.message) {
                 Some(attach_response::Message::Lease(lease)) => {
-                    send(Message::Complete(result_of(&lease))).await;
+                    send(Message::Complete(result_of(&lease, &[]))).await;
                     send(Message::Credit(Credit { rows: ROWS })).await;
                 }
                 Some(attach_response::Message::Drain(_)) | None => return Ok(()),
@@ -96,7 +100,8 @@ async fn session(endpoint: &str, id: &str, stage: Stage) -> Result<(), Status> {
     }
 }
 
-fn model() -> Model {
+/// The model that they serve: two stages, grids of 2 x 3 and 4 x 6.
+pub fn model() -> Model {
     let defaults = Sampling {
         steps: Some(1),
         guidance: Some(0.0),
@@ -111,12 +116,12 @@ fn model() -> Model {
         stage: stage.into(),
         grid_rows,
         grid_columns,
-        codebook_size: 64,
+        codebook_size: CODEBOOK,
         defaults: Some(defaults),
         ..ModelStage::default()
     };
     Model {
-        name: "noop".to_owned(),
+        name: MODEL.to_owned(),
         version: "1".to_owned(),
         bundle_digest: "00".repeat(32),
         stages: vec![stage(Stage::Base, 2, 3), stage(Stage::Superres, 4, 6)],
@@ -127,29 +132,35 @@ fn model() -> Model {
     }
 }
 
-/// Tokens of the base stage; pictures that hold nothing but their job's seed.
-fn result_of(lease: &Lease) -> Complete {
-    let request = lease.request.clone().unwrap_or_default();
-    let count = match &request.task {
+/// Pictures of a job.
+pub fn count_of(lease: &Lease) -> u32 {
+    match lease.request.as_ref().and_then(|request| request.task.as_ref()) {
         Some(Task::TextToImage(task)) => task.count.unwrap_or(1),
         None => 1,
-    };
+    }
+}
+
+/// Tokens of the base stage; pictures that hold nothing but their job's seed. With a `stamp` both carry it, so that the
+/// results of two leases differ.
+pub fn result_of(lease: &Lease, stamp: &[u8]) -> Complete {
+    let request = lease.request.clone().unwrap_or_default();
+    let count = count_of(lease);
     let result = if lease.stage() == Stage::Base {
         StageResult::Tokens(Tensor {
             element_type: ElementType::U16.into(),
             shape: vec![u64::from(count), TOKENS],
-            data: vec![0; count as usize * TOKENS as usize * 2].into(),
+            data: stamped_tokens(count as usize, stamp).into(),
         })
     } else {
         let picture = |index| {
-            let data = format!("picture {index} of seed {}", request.seed.unwrap_or_default()).into_bytes();
+            let data = picture(index, request.seed.unwrap_or_default(), stamp);
             let info = ImageInfo {
                 index,
                 format: ImageFormat::Png.into(),
                 width: 48,
                 height: 32,
                 size_bytes: data.len() as u64,
-                sha256: hex::encode(Sha256::digest(&data)),
+                sha256: digest(&data),
             };
             Picture {
                 info: Some(info),
@@ -170,4 +181,26 @@ fn result_of(lease: &Lease) -> Complete {
             ..StageTiming::default()
         }),
     }
+}
+
+/// The bytes that stand for a picture.
+pub fn picture(index: u32, seed: u64, stamp: &[u8]) -> Vec<u8> {
+    let mut text = format!("picture {index} of seed {seed}");
+    if !stamp.is_empty() {
+        text += &format!(" by {}", hex::encode(stamp));
+    }
+    text.into_bytes()
+}
+
+/// SHA-256, hexadecimal.
+pub fn digest(data: &[u8]) -> String {
+    hex::encode(Sha256::digest(data))
+}
+
+/// Token grids of u16: zeros, or the first bytes of the stamp as far as tokens hold them.
+fn stamped_tokens(count: usize, stamp: &[u8]) -> Vec<u8> {
+    let token = |at: usize| u32::from(stamp.get(at % TOKENS as usize).copied().unwrap_or(0)) % CODEBOOK;
+    (0..count * TOKENS as usize)
+        .flat_map(|at| (token(at) as u16).to_le_bytes())
+        .collect()
 }

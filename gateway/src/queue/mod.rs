@@ -6,6 +6,7 @@
 mod accept;
 mod audit;
 mod backoff;
+mod compose;
 mod dead;
 mod estimate;
 mod keys;
@@ -19,6 +20,7 @@ mod write;
 
 pub use self::{
     audit::{AuditError, AuditEvent, Audited, Fault, Finding},
+    compose::compose,
     keys::Keys,
     priority::boost_ms,
     tenants::{AllPaused, SETTINGS, Target},
