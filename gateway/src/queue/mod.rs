@@ -1,7 +1,7 @@
 //! The queue in Redis: a HASH for each job, sorted sets for where it is, and Lua scripts that move it. Every change is one
 //! script; nothing here keeps state of its own.
 //!
-//! The scripts are in `scripts/`; `common.lua` holds the rules that they share.
+//! The scripts are in `scripts/`; `common.lua` holds the rules that they share, of which each gets what it needs.
 
 mod accept;
 mod audit;
