@@ -82,13 +82,13 @@ foreign-client: runtime python build
 
 # === longer chores ===
 
-bench: runtime python ## measure on this machine, in about 20 minutes, into docs/performance.md
+bench: runtime python ## measure on this machine, in about 35 minutes, into docs/performance.md
 	cargo build --release --locked --bins $(addprefix --package ,muse-bench muse-gateway muse-worker muse-encoder-svc musectl)
 	cargo bench --locked --package muse-bench
 	$(RELEASE)/muse-bench all --criterion $(dir $(RELEASE))criterion --json $(dir $(RELEASE))bench.json --out docs/performance.md
 
-peers: ## fetch what `make bench` compares with: PyTorch, muse-maskgit-pytorch, aMUSEd, mosec (several gigabytes)
-	@$(FETCH) python-train python-foreign python-peers
+peers: ## fetch what `make bench` compares with: PyTorch's peers, mosec, BullMQ, Celery (several gigabytes)
+	@$(FETCH) python-train python-foreign pytorch-peers python-peers node-peers
 
 soak: runtime build ## what `make test` leaves out; half an hour of faults into docs/reliability.md: SOAK_MINUTES=30 SOAK_SEED=…
 	cargo test --workspace --test model --locked -- --ignored --nocapture

@@ -5,7 +5,8 @@
     scripts/fetch_deps.py python                 + a virtual environment for the tests
     scripts/fetch_deps.py python-train           + one with PyTorch, for models/ (several gigabytes)
     scripts/fetch_deps.py python-foreign         + in that one, what the tests of imported checkpoints compare with
-    scripts/fetch_deps.py python-peers           + in that one, beside python-foreign, what benchmarks compare with
+    scripts/fetch_deps.py pytorch-peers          + in that one, beside python-foreign, what benchmarks compare with
+    scripts/fetch_deps.py node-peers python-peers   what `muse-bench queue` compares with: BullMQ (wants node and npm), Celery
 
 What is already there and right is left alone, without a word. A system library or server is used instead when
 MUSE__RUNTIME__ONNXRUNTIME names a libonnxruntime.so, or MUSE_REDIS_SERVER a redis-server or valkey-server.
@@ -61,7 +62,11 @@ def main():
             DEPS / "python-train", [ROOT / "scripts/requirements-train.txt"], complete=False
         ),
         "python-foreign": lambda: add_packages(DEPS / "python-train", ROOT / "scripts/requirements-foreign.txt"),
-        "python-peers": lambda: add_packages(DEPS / "python-train", ROOT / "scripts/requirements-peers.txt"),
+        "pytorch-peers": lambda: add_packages(
+            DEPS / "python-train", ROOT / "scripts/requirements-pytorch-peers.txt"
+        ),
+        "python-peers": lambda: make_environment(DEPS / "python-peers", [ROOT / "scripts/requirements-peers.txt"]),
+        "node-peers": lambda: install_node_modules(DEPS / "node-peers", ROOT / "bench/node"),
         "rust": check_rust,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -208,6 +213,25 @@ def add_packages(folder, requirements):
         [*command, "--no-deps", "--requirement", str(requirements)],
         f"could not install {requirements.name} into {folder}; is the network there?",
     )
+    stamp.write_text(wanted)
+
+
+def install_node_modules(folder, project):
+    """The modules that a project's lock file pins, with their digests; none runs a script when it is installed."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        raise Failure("node and npm are not on the PATH: install Node.js 20 or later (nodejs.org)")
+    files = [project / "package.json", project / "package-lock.json"]
+    stamp = folder / "lock.sha256"
+    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    if stamp.is_file() and stamp.read_text() == wanted and (folder / "node_modules").is_dir():
+        return
+
+    print(f"making {folder.relative_to(ROOT)} from {files[-1].relative_to(ROOT)}", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        shutil.copy(path, folder)
+    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--prefix", str(folder)]
+    run_quietly(command, f"could not install the modules of {project.relative_to(ROOT)}; is the network there?")
     stamp.write_text(wanted)
 
 

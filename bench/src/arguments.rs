@@ -33,6 +33,12 @@ pub(crate) struct Arguments {
     /// What the bundle's parts were trained by: the PyTorch peers get its shapes
     #[arg(long, global = true, value_name = "DIR", default_value = "models/configs")]
     pub(crate) configs: PathBuf,
+    /// Node modules of the BullMQ peer; without them it is left out
+    #[arg(long, global = true, default_value = ".deps/node-peers/node_modules")]
+    pub(crate) node_modules: PathBuf,
+    /// Python of the Celery peer; without it the peer is left out
+    #[arg(long, global = true, default_value = ".deps/python-peers/bin/python")]
+    pub(crate) python_peers: PathBuf,
     /// Write the report here as Markdown [default: to stdout]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
@@ -53,6 +59,12 @@ pub(crate) enum Command {
     Peers,
     /// Eight clients of the cluster against eight of a Python server on the same graphs
     Server,
+    /// The queue with workers that compute nothing, beside BullMQ and Celery, and at several depths
+    Queue {
+        /// Jobs that wait, in rising order [default: 100,10000,1000000]
+        #[arg(long, value_delimiter = ',', value_name = "JOBS")]
+        depths: Vec<u64>,
+    },
     /// All of it
     All {
         /// Criterion's folder: its latest estimates go into the report
@@ -91,6 +103,14 @@ pub(crate) struct Settings {
     pub(crate) server_window: Duration,
     /// Jobs of each of the eight clients in a round.
     pub(crate) mixed_jobs: usize,
+    /// Jobs of a round through the queue alone.
+    pub(crate) queue_jobs: u64,
+    /// The same through Celery, which is slower.
+    pub(crate) celery_jobs: u64,
+    /// Claims of a round, one after another.
+    pub(crate) claims: usize,
+    /// Jobs that wait in the queue.
+    pub(crate) depths: &'static [u64],
 }
 
 const FULL: Settings = Settings {
@@ -104,6 +124,10 @@ const FULL: Settings = Settings {
     window: Duration::from_secs(20),
     server_window: Duration::from_secs(10),
     mixed_jobs: 4,
+    queue_jobs: 10_000,
+    celery_jobs: 1_000,
+    claims: 400,
+    depths: &[100, 10_000, 1_000_000],
 };
 
 const QUICK: Settings = Settings {
@@ -117,11 +141,24 @@ const QUICK: Settings = Settings {
     window: Duration::from_secs(2),
     server_window: Duration::from_secs(2),
     mixed_jobs: 1,
+    queue_jobs: 200,
+    celery_jobs: 20,
+    claims: 10,
+    depths: &[100, 1_000],
 };
 
 impl Arguments {
     pub(crate) fn settings(&self) -> Settings {
         if self.quick { QUICK } else { FULL }
+    }
+
+    /// `--depths`, or those of the settings.
+    pub(crate) fn depths(&self, asked: &[u64]) -> Vec<u64> {
+        if asked.is_empty() {
+            self.settings().depths.to_vec()
+        } else {
+            asked.to_vec()
+        }
     }
 
     /// How the engine in this process is opened; the cluster's workers have the same defaults.

@@ -16,6 +16,7 @@ mod machine;
 mod measure;
 mod mixed;
 mod overhead;
+mod queue;
 mod report;
 mod saturation;
 mod server;
@@ -80,6 +81,7 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
                 mixed::measure(arguments, &settings, &engine.curves).await?,
             ]
         }
+        Command::Queue { depths } => queue::measure(arguments, &settings, &arguments.depths(depths)).await?,
         // Needs nothing that is measured, and ran before.
         Command::Compare { .. } => Vec::new(),
         Command::All { criterion } => {
@@ -90,6 +92,7 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
             sections.push(mixed::measure(arguments, &settings, &engine.curves).await?);
             sections.extend(loops::measure(arguments, &settings, bundle)?);
             sections.push(server::measure(arguments, &settings).await?);
+            sections.extend(queue::measure(arguments, &settings, &arguments.depths(&[])).await?);
             if let Some(folder) = criterion {
                 sections.push(inner_loops::read(folder)?);
             }

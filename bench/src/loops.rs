@@ -216,7 +216,7 @@ impl Python {
                 let peers = program
                     .ancestors()
                     .nth(2)
-                    .map(|environment| environment.join("requirements-peers.sha256"));
+                    .map(|environment| environment.join("requirements-pytorch-peers.sha256"));
                 (!peers.is_some_and(|peers| peers.exists())).then_some("`make peers` fetches what it runs on")
             }
         }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -24,7 +24,8 @@ pub struct Models {
     config: config::Models,
     worker_expiry_ms: u64,
     cache: Arc<RwLock<Option<Cached>>>,
-    rings: tokio::sync::watch::Receiver<()>,
+    // Shared by the clones: who reads the registry answers the bell for all of them.
+    rings: Arc<Mutex<tokio::sync::watch::Receiver<()>>>,
 }
 
 struct Cached {
@@ -49,7 +50,7 @@ impl Models {
             config,
             worker_expiry_ms,
             cache: Arc::default(),
-            rings: bells.registry(),
+            rings: Arc::new(Mutex::new(bells.registry())),
         }
     }
 
@@ -58,7 +59,7 @@ impl Models {
     /// # Errors
     /// [`RedisError`].
     pub async fn all(&self) -> Result<Arc<BTreeMap<String, Model>>, RedisError> {
-        let rung = self.rings.has_changed().unwrap_or(false);
+        let rung = self.rings().has_changed().unwrap_or(false);
         {
             let cache = self.cache.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(cached) = cache.as_ref().filter(|cached| {
@@ -199,10 +200,14 @@ impl Models {
         Ok(workers)
     }
 
+    fn rings(&self) -> MutexGuard<'_, tokio::sync::watch::Receiver<()>> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn refresh(&self) -> Result<Arc<BTreeMap<String, Model>>, RedisError> {
         let prefix = self.queue.keys().registry();
-        let mut rings = self.rings.clone();
-        rings.mark_unchanged();
+        // Before it is read, so that what changes meanwhile rings again.
+        self.rings().mark_unchanged();
         let mut pipeline = redis::pipe();
         pipeline.cmd("HVALS").arg(format!("{prefix}models")).cmd("TIME");
         let (records, (seconds, micros)): (Vec<Vec<u8>>, (u64, u64)) =

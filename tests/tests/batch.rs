@@ -10,6 +10,7 @@ use std::{
     fs,
     path::Path,
     process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -207,11 +208,20 @@ fn resident(pid: u32) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// Resident memory of a process, looked at until it is gone or the task is aborted.
+async fn watch_memory(pid: u32, samples: Arc<Mutex<Vec<u64>>>) {
+    while let Some(kib) = resident(pid) {
+        samples.lock().unwrap_or_else(PoisonError::into_inner).push(kib);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
 #[tokio::test]
 #[ignore = "minutes: part of `make soak`"]
 async fn a_hundred_thousand_lines_in_flat_memory_though_musectl_is_killed_twice() {
     let lines = setting("MUSE_SOAK_BATCH_LINES", 100_000);
     let bound_kib = setting("MUSE_SOAK_BATCH_RSS_MIB", 32) * 1024;
+    let gateway_bound_kib = setting("MUSE_SOAK_BATCH_GATEWAY_RSS_MIB", 64) * 1024;
     let patience = Duration::from_secs(setting("MUSE_SOAK_BATCH_SECONDS", 3600));
     let mut options = options(tiny_bundle());
     (options.sizes.base_workers, options.sizes.superres_workers) = (0, 0);
@@ -225,17 +235,16 @@ async fn a_hundred_thousand_lines_in_flat_memory_though_musectl_is_killed_twice(
     drop(prompts);
 
     let begun = Instant::now();
+    let gateway = Arc::default();
+    let gateway_watch = tokio::spawn(watch_memory(
+        cluster.pid("gateway-0").expect("it runs"),
+        Arc::clone(&gateway),
+    ));
     for (round, until) in [lines / 3, lines * 2 / 3, lines].into_iter().enumerate() {
         let run = batch.start(&[]);
         let pid = run.pid();
-        let sampler = tokio::spawn(async move {
-            let mut samples = Vec::new();
-            while let Some(kib) = resident(pid) {
-                samples.push(kib);
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-            samples
-        });
+        let samples = Arc::default();
+        let sampler = tokio::spawn(watch_memory(pid, Arc::clone(&samples)));
         if until < lines {
             let mut run = run;
             batch
@@ -246,7 +255,8 @@ async fn a_hundred_thousand_lines_in_flat_memory_though_musectl_is_killed_twice(
             let status = run.end(patience).await;
             assert_eq!(status.code(), Some(0), "{}", logs(&cluster));
         }
-        let samples = sampler.await.expect("samples");
+        sampler.await.expect("samples");
+        let samples = samples.lock().unwrap_or_else(PoisonError::into_inner).clone();
         // What it takes at its start, and what it has read of earlier runs, is not growth.
         let settled = samples.get(samples.len() / 5..).unwrap_or_default();
         let (least, most) = (settled.iter().min(), settled.iter().max());
@@ -266,6 +276,26 @@ async fn a_hundred_thousand_lines_in_flat_memory_though_musectl_is_killed_twice(
             );
         }
     }
+    gateway_watch.abort();
+    let gateway = gateway.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let tenth = gateway.len() / 10;
+    // Its first jobs make its caches and buffers; from then on every job leaves as much as it took.
+    let settled = gateway.get(tenth..).unwrap_or_default();
+    let early = settled
+        .iter()
+        .take(tenth.max(1))
+        .max()
+        .copied()
+        .unwrap_or_default();
+    let most = settled.iter().max().copied().unwrap_or_default();
+    println!(
+        "gateway: resident {early} KiB early, {most} KiB at most over {} samples",
+        gateway.len()
+    );
+    assert!(
+        most <= early + gateway_bound_kib,
+        "the gateway's memory grew from {early} to {most} KiB: {gateway:?}"
+    );
     println!(
         "{:.0} lines a second",
         lines as f64 / begun.elapsed().as_secs_f64()

@@ -17,7 +17,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     Error, config,
-    jobs::{JobId, Jobs, Record, Submitted},
+    jobs::{Accepted, JobId, Jobs, Record},
 };
 
 /// What every stream of this gateway's has in common; cloning is cheap.
@@ -145,7 +145,7 @@ impl SubmitStream {
     fn accept(
         &self,
         message: SubmitJobsRequest,
-    ) -> impl Future<Output = (Item, Result<Submitted, Error>)> + use<> {
+    ) -> impl Future<Output = (Item, Result<Accepted, Error>)> + use<> {
         let SubmitJobsRequest {
             sequence,
             request,
@@ -166,7 +166,7 @@ impl SubmitStream {
                 let unknown = format!("{until} is nothing that this version knows");
                 return (item, Err(Error::field("until", unknown)));
             }
-            (item, jobs.submit(&tenant, request, traceparent).await)
+            (item, jobs.accept(&tenant, request, traceparent).await)
         }
     }
 
@@ -174,27 +174,30 @@ impl SubmitStream {
     async fn accepted(
         &mut self,
         item: Item,
-        accepted: Result<Submitted, Error>,
+        accepted: Result<Accepted, Error>,
     ) -> Result<Option<JobId>, Left> {
-        let submitted = match accepted {
-            Ok(submitted) => submitted,
+        let Accepted {
+            id,
+            already_existed,
+            durability,
+        } = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 self.answers.refuse(item, error).await?;
                 return Ok(None);
             }
         };
-        let id = JobId::parse(&submitted.job.id).ok();
         let accepted = SubmitJobsAccepted {
-            job_id: submitted.job.id,
-            already_existed: submitted.already_existed,
-            durability: Some(submitted.durability),
+            job_id: id.to_string(),
+            already_existed,
+            durability: Some(durability),
         };
         self.answers
             .send(item.sequence, Event::Accepted(accepted))
             .await?;
-        let Some(id) = id.filter(|_| is_followed(item.until)) else {
+        if !is_followed(item.until) {
             return Ok(None);
-        };
+        }
         let items = self.followed.entry(id).or_default();
         items.push(item);
         // Two items with one key share a job, which is watched once.

@@ -9,7 +9,7 @@ use std::{
 
 use futures::StreamExt as _;
 use redis::RedisResult;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
     Redis,
@@ -22,7 +22,7 @@ pub struct Bells(Arc<Board>);
 
 struct Board {
     jobs: Mutex<HashMap<String, watch::Sender<()>>>,
-    pools: Mutex<HashMap<String, watch::Sender<()>>>,
+    pools: Mutex<HashMap<String, Arc<Notify>>>,
     workers: Mutex<HashMap<String, mpsc::Sender<Revocation>>>,
     registry: watch::Sender<()>,
 }
@@ -44,6 +44,9 @@ pub struct JobBell {
     rings: watch::Receiver<()>,
     board: Weak<Board>,
 }
+
+/// Rings when there may be work for a pool: for one of those who listen, so that a job does not set all of them looking.
+pub struct PoolBell(Arc<Notify>);
 
 /// The revocations for one worker.
 pub struct Revocations {
@@ -91,11 +94,10 @@ impl Bells {
     }
 
     /// Rings when there may be work for the pool, `<model>:<stage>`.
-    pub fn pool(&self, pool: &str) -> watch::Receiver<()> {
-        lock(&self.0.pools)
-            .entry(pool.to_owned())
-            .or_insert_with(|| watch::channel(()).0)
-            .subscribe()
+    pub fn pool(&self, pool: &str) -> PoolBell {
+        PoolBell(Arc::clone(
+            lock(&self.0.pools).entry(pool.to_owned()).or_default(),
+        ))
     }
 
     /// Rings when the registry of models has changed.
@@ -127,7 +129,7 @@ impl Board {
             }
             "work" => {
                 if let Some(bell) = lock(&self.pools).get(payload) {
-                    bell.send_replace(());
+                    bell.notify_one();
                 }
             }
             "rev" => {
@@ -148,8 +150,26 @@ impl Board {
 
     fn ring_all(&self) {
         lock(&self.jobs).values().for_each(|bell| bell.send_replace(()));
-        lock(&self.pools).values().for_each(|bell| bell.send_replace(()));
+        for bell in lock(&self.pools).values() {
+            bell.notify_waiters();
+            // And for whoever listens next.
+            bell.notify_one();
+        }
         self.registry.send_replace(());
+    }
+}
+
+// === impl PoolBell ===
+
+impl PoolBell {
+    /// Returns when it rings for this listener. One that cannot look after all passes it on.
+    pub async fn rung(&self) {
+        self.0.notified().await;
+    }
+
+    /// Rings for another one, or for whoever listens next.
+    pub fn pass_on(&self) {
+        self.0.notify_one();
     }
 }
 

@@ -11,7 +11,7 @@ mod sentinel;
 mod supervisor;
 
 pub use self::{
-    bells::{Bells, JobBell, Revocation, Revocations},
+    bells::{Bells, JobBell, PoolBell, Revocation, Revocations},
     checks::{Facts, Unfit, check},
     dial::StartupError,
     guarantee::{Confirmed, Guarantee},

@@ -122,9 +122,17 @@ async fn complete(
     let encoded_timing = timing.encode_to_vec();
     let span =
         tracing::info_span!("complete", job = %id, stage = attached.stage_name, worker = attached.worker.id);
-    if let Ok(Some(traceparent)) = shared.queue.traceparent(id).await {
-        trace_context::set_parent(&span, &traceparent);
-    }
+    let traceparent = match attached.trace(id, nonce) {
+        Some(traceparent) => traceparent,
+        None => shared
+            .queue
+            .traceparent(id)
+            .await
+            .ok()
+            .flatten()
+            .unwrap_or_default(),
+    };
+    trace_context::set_parent(&span, &traceparent);
     let store = async {
         if let Some(retry) = put(shared, id, nonce, &pictures).await? {
             return Ok(Err(retry));

@@ -3,7 +3,11 @@
 //! Leases are claimed only against credit. A claim runs beside the loop, so that a slow Redis delays neither heartbeats nor
 //! reports; at most one is in flight.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use muse_proto::{
@@ -37,7 +41,12 @@ pub(super) struct Attached {
     pub(super) stage: Stage,
     pub(super) stage_name: &'static str,
     session: String,
+    /// Of leases that this session gave, until their results come.
+    traces: Mutex<HashMap<(JobId, Nonce), String>>,
 }
+
+/// Traces of leases that are remembered; what is forgotten is read again.
+const TRACES: usize = 1024;
 
 /// See the module.
 pub(super) struct Session {
@@ -49,8 +58,31 @@ pub(super) struct Session {
     next_shard: u16,
 }
 
+impl Attached {
+    fn remember_trace(&self, id: JobId, nonce: Nonce, traceparent: &str) {
+        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
+        if traces.len() >= TRACES {
+            traces.clear();
+        }
+        traces.insert((id, nonce), traceparent.to_owned());
+    }
+
+    /// The trace that a job belongs to, as told with its lease; `None`: another session gave it, or it was forgotten.
+    pub(super) fn trace(&self, id: JobId, nonce: Nonce) -> Option<String> {
+        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
+        traces.remove(&(id, nonce))
+    }
+}
+
 type Replies = Result<Vec<Message>, Status>;
-type Claimed = (Vec<(Grant, Lease)>, Option<RedisError>);
+
+/// What a look for work brought.
+struct Claimed {
+    leases: Vec<(Grant, Lease)>,
+    /// There may be more where these came from: it ended with the credit, or with the batch.
+    more: bool,
+    error: Option<RedisError>,
+}
 
 impl Session {
     /// Takes a worker in: checks what it says, notes it in the table, and welcomes it.
@@ -90,6 +122,7 @@ impl Session {
             stage,
             stage_name,
             session,
+            traces: Mutex::default(),
         });
         note(&shared, &attached, &attached.worker).await?;
         let welcome = Welcome {
@@ -120,7 +153,7 @@ impl Session {
     pub(super) async fn run(mut self, mut inbound: Streaming<AttachRequest>) {
         let pool = pool_name(&self.attached.model.name, self.attached.stage_name);
         let shutdown = self.shared.shutdown.clone();
-        let mut work = self.shared.bells.pool(&pool);
+        let work = self.shared.bells.pool(&pool);
         let mut revocations = self.shared.bells.revocations(&self.attached.worker.id);
         let mut poll = tokio::time::interval(Duration::from_millis(self.shared.config.poll_ms));
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -129,7 +162,12 @@ impl Session {
         // Whether looking for work is worth a call.
         let mut hungry = true;
         let ended = loop {
-            if hungry && self.credit > 0 && claims.is_empty() {
+            if hungry && self.credit == 0 {
+                // The bell may have rung for this session: it is somebody else's.
+                hungry = false;
+                work.pass_on();
+            }
+            if hungry && claims.is_empty() {
                 hungry = false;
                 claims.push(self.claim());
             }
@@ -140,7 +178,7 @@ impl Session {
                     Ok(Some(message)) => {
                         if let Some(attach_request::Message::Credit(credit)) = &message.message {
                             self.credit = credit.rows;
-                            hungry = true;
+                            hungry |= credit.rows > 0;
                         }
                         match self.reply(message) {
                             Ok(Some(reply)) => replies.push(reply),
@@ -165,16 +203,20 @@ impl Session {
                         break "the worker was refused";
                     }
                 },
-                Some((leases, error)) = claims.next(), if !claims.is_empty() => {
-                    // There may be more where these came from.
-                    hungry = !leases.is_empty();
-                    if let Some(error) = error {
+                Some(claimed) = claims.next(), if !claims.is_empty() => {
+                    if let Some(error) = claimed.error {
                         tracing::debug!(%error, "no leases for now");
                     }
-                    self.deliver(leases).await;
+                    self.deliver(claimed.leases).await;
+                    if claimed.more {
+                        // Others may help.
+                        work.pass_on();
+                        hungry |= self.credit > 0;
+                    }
                 }
-                Ok(()) = work.changed() => hungry = true,
-                _ = poll.tick() => hungry = true,
+                // Who cannot look does not listen.
+                () = work.rung(), if self.credit > 0 && claims.is_empty() => hungry = true,
+                _ = poll.tick() => hungry |= self.credit > 0,
                 revocation = revocations.next() => {
                     if let Some(message) = revoke(&revocation) {
                         self.send(message).await;
@@ -182,6 +224,7 @@ impl Session {
                 }
             }
         };
+        work.pass_on();
         self.end(ended, replies, claims).await;
     }
 
@@ -194,8 +237,8 @@ impl Session {
     ) {
         tracing::info!(worker = self.attached.worker.id, why, "worker detached");
         let finish = async {
-            while let Some((leases, _)) = claims.next().await {
-                for (grant, _) in leases {
+            while let Some(claimed) = claims.next().await {
+                for (grant, _) in claimed.leases {
                     self.give_back(&grant).await;
                 }
             }
@@ -252,10 +295,15 @@ impl Session {
         self.next_shard = (first + 1) % shards;
         Box::pin(async move {
             let pool = (attached.model.name.as_str(), attached.stage_name);
-            let mut leases = Vec::new();
+            let mut claimed = Claimed {
+                leases: Vec::new(),
+                more: false,
+                error: None,
+            };
             for shard in (0..shards).map(|n| (first + n) % shards) {
                 let most = shared.config.claim_batch.min(credit);
                 if most == 0 {
+                    claimed.more = true;
                     break;
                 }
                 let nonces: Vec<Nonce> = (0..most).map(|_| Nonce::random()).collect();
@@ -265,20 +313,26 @@ impl Session {
                     .await
                 {
                     Ok(grants) => grants,
-                    Err(error) => return (leases, Some(error)),
+                    Err(error) => {
+                        claimed.error = Some(error);
+                        return claimed;
+                    }
                 };
+                claimed.more |= grants.len() >= most as usize;
                 for grant in grants {
                     match lease::message(&grant, attached.stage) {
                         Ok(lease) => {
                             credit =
                                 credit.saturating_sub(lease.request.as_ref().map_or(1, validate::count_of));
-                            leases.push((grant, lease));
+                            claimed.leases.push((grant, lease));
                         }
                         Err(error) => unreadable(&shared, &grant, &error).await,
                     }
                 }
             }
-            (leases, None)
+            // A job is taken whole: the last one may have used up more than there was.
+            claimed.more |= credit == 0;
+            claimed
         })
     }
 
@@ -292,6 +346,8 @@ impl Session {
                 tenant = grant.tenant, waited_ms = grant.waited_ms, attempts = grant.attempts,
             );
             trace_context::set_parent(&span, &grant.traceparent);
+            self.attached
+                .remember_trace(grant.id, grant.nonce, &grant.traceparent);
             lease.traceparent = span.in_scope(trace_context::current).unwrap_or(lease.traceparent);
             let seconds = grant.waited_ms as f64 / 1000.0;
             let stage = self.attached.stage_name;

@@ -48,6 +48,17 @@ pub struct Jobs {
 
 /// An accepted job.
 #[derive(Clone, Debug)]
+pub struct Accepted {
+    /// Its name.
+    pub id: JobId,
+    /// The idempotency key was known: it is the earlier one.
+    pub already_existed: bool,
+    /// What it survives.
+    pub durability: muse_proto::v1::Durability,
+}
+
+/// An accepted job, told in full.
+#[derive(Clone, Debug)]
 pub struct Submitted {
     /// As it is stored.
     pub job: Job,
@@ -92,12 +103,54 @@ impl Jobs {
     /// # Errors
     /// [`Error::Invalid`] with every violation, [`Error::NoModel`], [`Error::IdempotencyConflict`], [`Error::Full`],
     /// [`Error::Quota`], [`Error::MemoryShort`], [`Error::Redis`].
+    pub async fn accept(
+        &self,
+        tenant: &Tenant,
+        request: Option<GenerationRequest>,
+        traceparent: Option<String>,
+    ) -> Result<Accepted, Error> {
+        let new = self.resolve(tenant, request, traceparent).await?;
+        let accepted = self.queue.accept(&new).instrument(submit_span(&new)).await?;
+        self.accepted(&new, accepted)
+    }
+
+    /// As [`Jobs::accept`], and tells the job as it stands.
+    ///
+    /// # Errors
+    /// As there.
     pub async fn submit(
         &self,
         tenant: &Tenant,
         request: Option<GenerationRequest>,
         traceparent: Option<String>,
     ) -> Result<Submitted, Error> {
+        let new = self.resolve(tenant, request, traceparent).await?;
+        // The look is sent right behind the submission, so that it costs no turn of the server's of its own.
+        let accept = self.queue.accept(&new).instrument(submit_span(&new));
+        let (accepted, seen) = tokio::join!(accept, self.queue.look(&new));
+        let Accepted {
+            id,
+            already_existed,
+            durability,
+        } = self.accepted(&new, accepted?)?;
+        let job = match seen {
+            Some((record, rank)) if !already_existed => self.queue.located_at(record, rank).await,
+            _ => self.get(tenant, &id.to_string()).await?,
+        };
+        Ok(Submitted {
+            job,
+            already_existed,
+            durability,
+        })
+    }
+
+    /// A request that passes every check, as it is put into the queue.
+    async fn resolve(
+        &self,
+        tenant: &Tenant,
+        request: Option<GenerationRequest>,
+        traceparent: Option<String>,
+    ) -> Result<NewJob, Error> {
         let name = request.as_ref().map_or("", |request| request.model.as_str());
         let model = self.models.find(name).await;
         // A wrong model is one violation among the others.
@@ -124,7 +177,7 @@ impl Jobs {
         let resolved = validate::resolve(request, &model, &self.limits, rand::random());
         let id = JobId::new(self.queue.keys().shard_of(tenant));
         let priority = Priority::try_from(resolved.priority).unwrap_or_default();
-        let new = NewJob {
+        Ok(NewJob {
             id,
             tenant: tenant.clone(),
             model: model.name.clone(),
@@ -140,9 +193,15 @@ impl Jobs {
             request: resolved.encode_to_vec(),
             traceparent: traceparent.unwrap_or_default(),
             idempotency,
-        };
-        let span = tracing::info_span!("submit", job = %id, model = %new.model, tenant = %tenant);
-        let (submission, confirmed) = self.queue.accept(&new).instrument(span).await?;
+        })
+    }
+
+    /// What the queue's answer means for the client.
+    fn accepted(
+        &self,
+        new: &NewJob,
+        (submission, confirmed): (Submission, Option<Confirmed>),
+    ) -> Result<Accepted, Error> {
         let (id, already_existed) = match submission {
             Submission::Created(id) => (id, false),
             Submission::Existed(id) => (id, true),
@@ -152,7 +211,7 @@ impl Jobs {
                 return Err(Error::Full { refusal, retry });
             }
             Submission::Quota(refusal) => {
-                let (tenant, retry) = (tenant.clone(), self.refused("tenant", &refusal));
+                let (tenant, retry) = (new.tenant.clone(), self.refused("tenant", &refusal));
                 return Err(Error::Quota {
                     tenant,
                     refusal,
@@ -161,10 +220,10 @@ impl Jobs {
             }
         };
         if !already_existed {
-            metrics::counter!("muse_jobs_submitted_total", "model" => new.model).increment(1);
+            metrics::counter!("muse_jobs_submitted_total", "model" => new.model.clone()).increment(1);
         }
-        Ok(Submitted {
-            job: self.get(tenant, &id.to_string()).await?,
+        Ok(Accepted {
+            id,
             already_existed,
             durability: confirmed.map(durability).unwrap_or_default(),
         })
@@ -281,6 +340,10 @@ impl Jobs {
             .filter(|record| record.tenant == tenant.as_str())
             .ok_or(Error::UnknownJob)
     }
+}
+
+fn submit_span(new: &NewJob) -> tracing::Span {
+    tracing::info_span!("submit", job = %new.id, model = %new.model, tenant = %new.tenant)
 }
 
 fn durability(confirmed: Confirmed) -> muse_proto::v1::Durability {

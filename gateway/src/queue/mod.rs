@@ -1,11 +1,12 @@
 //! The queue in Redis: a HASH for each job, sorted sets for where it is, and Lua scripts that move it. Every change is one
 //! script; nothing here keeps state of its own.
 //!
-//! The scripts are in `scripts/`; `common.lua` holds the rules that they share.
+//! The scripts are in `scripts/`; `common.lua` holds the rules that they share, of which each gets what it needs.
 
 mod accept;
 mod audit;
 mod backoff;
+mod compose;
 mod dead;
 mod estimate;
 mod keys;
@@ -19,6 +20,7 @@ mod write;
 
 pub use self::{
     audit::{AuditError, AuditEvent, Audited, Fault, Finding},
+    compose::compose,
     keys::Keys,
     priority::boost_ms,
     tenants::{AllPaused, SETTINGS, Target},

@@ -46,6 +46,17 @@ impl Queue {
         record.job
     }
 
+    /// One job with its place and estimates, given its rank among its tenant's.
+    pub async fn located_at(&self, record: Record, rank: Option<u64>) -> Job {
+        let mut records = [record];
+        match self.loads().await {
+            Ok(loads) => place(&loads, &mut records, vec![rank]),
+            Err(error) => tracing::debug!(%error, "a job is told without its place"),
+        }
+        let [record] = records;
+        record.job
+    }
+
     async fn try_locate(&self, records: &mut [Record]) -> Result<(), RedisError> {
         let is_live = |job: &Job| matches!(job.state(), JobState::Queued | JobState::Running);
         if !records.iter().any(|record| is_live(&record.job)) {
@@ -53,47 +64,7 @@ impl Queue {
         }
         let loads = self.loads().await?;
         let ranks = self.ranks(records).await?;
-        for (record, rank) in records.iter_mut().zip(ranks) {
-            let Some(stage) = stage_name(record.job.stage()) else {
-                continue;
-            };
-            let model = record
-                .job
-                .request
-                .as_ref()
-                .map_or("", |request| request.model.as_str())
-                .to_owned();
-            let empty = PoolLoad::default();
-            let load = |stage: &str| loads.get(&(model.clone(), stage.to_owned())).unwrap_or(&empty);
-            let here = load(stage);
-            let started = match (record.job.state(), rank) {
-                (JobState::Queued, Some(own)) => {
-                    let ahead = here.ahead(&record.tenant, own);
-                    let is_paused = here
-                        .waiting
-                        .get(&record.tenant)
-                        .is_some_and(|waiting| waiting.paused);
-                    let wait = here.wait_ms(ahead.saturating_add(1)).filter(|_| !is_paused);
-                    record.job.place = Some(QueuePlace {
-                        ahead_of_tenant: own,
-                        ahead,
-                        wait: wait.map(|wait| duration(wait as u64)),
-                    });
-                    wait.zip(here.took_ms).map(|(wait, took)| wait + took)
-                }
-                (JobState::Running, _) => {
-                    let progress = record.job.progress.unwrap_or_default();
-                    here.took_ms.map(|took| left_ms(took, progress.step, progress.of))
-                }
-                _ => None,
-            };
-            let later = record.stages.split(',').skip_while(|name| *name != stage).skip(1);
-            let total = later
-                .filter(|name| stage_of_name(name).is_some())
-                .try_fold(started, |sum, name| Some(Some(sum? + load(name).pass_ms()?)))
-                .flatten();
-            record.job.eta = total.map(|total| duration(total as u64));
-        }
+        place(&loads, records, ranks);
         Ok(())
     }
 
@@ -113,10 +84,9 @@ impl Queue {
                 .request
                 .as_ref()
                 .map_or("", |request| request.model.as_str());
-            let (prefix, pool) = (self.keys.shard(id.shard()), pool_name(model, stage));
             pipeline
                 .cmd("ZRANK")
-                .arg(format!("{prefix}q:{pool}:{}", record.tenant))
+                .arg(self.queue_key(id, &pool_name(model, stage), &record.tenant))
                 .arg(&record.job.id);
             asked.push(index);
         }
@@ -230,5 +200,50 @@ impl Queue {
             }
         }
         Ok(())
+    }
+}
+
+/// Fills in places and estimates; a rank is that of a queued job among its tenant's.
+fn place(loads: &Loads, records: &mut [Record], ranks: Vec<Option<u64>>) {
+    for (record, rank) in records.iter_mut().zip(ranks) {
+        let Some(stage) = stage_name(record.job.stage()) else {
+            continue;
+        };
+        let model = record
+            .job
+            .request
+            .as_ref()
+            .map_or("", |request| request.model.as_str())
+            .to_owned();
+        let empty = PoolLoad::default();
+        let load = |stage: &str| loads.get(&(model.clone(), stage.to_owned())).unwrap_or(&empty);
+        let here = load(stage);
+        let started = match (record.job.state(), rank) {
+            (JobState::Queued, Some(own)) => {
+                let ahead = here.ahead(&record.tenant, own);
+                let is_paused = here
+                    .waiting
+                    .get(&record.tenant)
+                    .is_some_and(|waiting| waiting.paused);
+                let wait = here.wait_ms(ahead.saturating_add(1)).filter(|_| !is_paused);
+                record.job.place = Some(QueuePlace {
+                    ahead_of_tenant: own,
+                    ahead,
+                    wait: wait.map(|wait| duration(wait as u64)),
+                });
+                wait.zip(here.took_ms).map(|(wait, took)| wait + took)
+            }
+            (JobState::Running, _) => {
+                let progress = record.job.progress.unwrap_or_default();
+                here.took_ms.map(|took| left_ms(took, progress.step, progress.of))
+            }
+            _ => None,
+        };
+        let later = record.stages.split(',').skip_while(|name| *name != stage).skip(1);
+        let total = later
+            .filter(|name| stage_of_name(name).is_some())
+            .try_fold(started, |sum, name| Some(Some(sum? + load(name).pass_ms()?)))
+            .flatten();
+        record.job.eta = total.map(|total| duration(total as u64));
     }
 }

@@ -4,17 +4,16 @@ use std::sync::LazyLock;
 
 use redis::Script;
 
-/// Every script of a queue shard begins with the shared part.
+use super::compose::compose;
+
+/// Every script of a queue shard begins with what it needs of the shared part.
 macro_rules! shard_script {
     ($flags:literal, $file:literal) => {
         LazyLock::new(|| {
-            Script::new(concat!(
-                "#!lua ",
+            Script::new(&compose(
                 $flags,
-                "\n",
                 include_str!("scripts/common.lua"),
-                "\n",
-                include_str!(concat!("scripts/", $file))
+                include_str!(concat!("scripts/", $file)),
             ))
         })
     };

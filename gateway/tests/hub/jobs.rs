@@ -268,3 +268,25 @@ async fn bad_input_is_refused_field_by_field() {
         "{huge:?}"
     );
 }
+
+#[tokio::test]
+async fn the_registry_of_models_is_read_once_for_many_submissions() {
+    let mut scene = Scene::with(&BOTH, |config| config.models.refresh_ms = 3_600_000).await;
+    // The attached worker has rung the registry's bell: that is answered once.
+    submit(&mut scene.client, "the first").await;
+    let reads = async |redis: &RedisServer| -> u64 {
+        let text: String = redis.ask(&["INFO", "commandstats"]).await;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("cmdstat_hvals:calls="));
+        line.and_then(|rest| rest.split(',').next()?.parse().ok())
+            .unwrap_or(0)
+    };
+    let before = reads(&scene.redis).await;
+    for number in 0..20 {
+        submit(&mut scene.client, &format!("number {number}")).await;
+    }
+    let after = reads(&scene.redis).await;
+    assert!(before > 0, "nothing was read at all");
+    assert!(after - before <= 1, "{} reads for 20 submissions", after - before);
+}

@@ -276,7 +276,7 @@ fn without_any_other_rule_the_comparison_fails() {
         (
             "an audit counts a job twice",
             "common",
-            "if job.seen == audit then return false end",
+            "if seen_by(job) == audit then return false end",
             "",
         ),
     ]);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use muse_gateway::queue::compose;
 use redis::{AsyncConnectionConfig, Script, Value, aio::MultiplexedConnection};
 
 use crate::{
@@ -73,7 +74,7 @@ pub fn text(name: &str, source: &str, common: &str) -> String {
     } else {
         "flags=allow-oom"
     };
-    format!("#!lua {flags}\n{common}\n{source}")
+    compose(flags, common, source)
 }
 
 /// The script as the gateway loads it.

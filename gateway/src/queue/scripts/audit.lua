@@ -41,7 +41,7 @@ local function place_of(job)
 end
 
 local function look_at(id)
-  local job = load(id)
+  local job = load(id, 'deadline')
   if not job then
     if redis.call('EXISTS', P .. 'j:' .. id) == 1 then
       report('broken', id, 'its record has no state')

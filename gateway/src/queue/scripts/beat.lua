@@ -10,7 +10,7 @@ local expires = lease_clock() + lease
 local replies = {}
 for i = 3, #ARGV, 5 do
   local id, nonce, step, of, checkpoint = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-  local job = load(id)
+  local job = load(id, 'reported', 'acked', 'step', 'of', 'err_reason')
   local reply
   if not job then
     reply = 'lost'

@@ -4,7 +4,7 @@
 local id, tenant = ARGV[1], ARGV[2]
 if not (id and tenant) then return redis.error_reply('ERR cancel: bad arguments') end
 
-local job = load(id)
+local job = load(id, 'owner')
 if not job or job.tenant ~= tenant then return 'unknown' end
 if not LIVE[job.state] then return 'ended' end
 revoke(job, 'cancelled')

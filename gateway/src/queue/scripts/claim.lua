@@ -16,13 +16,16 @@ for i = FIRST, #ARGV do bad = bad or ARGV[i] == '' end
 if bad then return redis.error_reply('ERR claim: bad arguments') end
 local pool = model .. ':' .. stage
 
+-- What a lease tells, beside the fields of every job.
+local SHOWN = { 'rows', 'deadline', 'request', 'ckpt', 'traceparent', 'queued', 'attempts' }
+
 local function describe(job, nonce)
   local before = neighbours(job.stages, job.stage)
-  local v = redis.call('HMGET', P .. 'j:' .. job.id, 'request', 'ckpt', 'deadline', 'traceparent', 'queued',
-    'attempts', 'tenant', 'out:' .. (before or ''))
+  local tokens = before and redis.call('HGET', P .. 'j:' .. job.id, 'out:' .. before)
   return {
-    job.id, nonce, v[1] or '', v[8] or '', v[2] or '', v[3] or '0', v[4] or '',
-    string.format('%.0f', math.max(0, NOW - (tonumber(v[5]) or NOW))), v[6] or '0', v[7] or '',
+    job.id, nonce, job.request, tokens or '', job.ckpt, job.deadline ~= '' and job.deadline or '0', job.traceparent,
+    string.format('%.0f', math.max(0, NOW - (tonumber(job.queued) or NOW))), job.attempts ~= '' and job.attempts or '0',
+    job.tenant,
   }
 end
 
@@ -31,7 +34,7 @@ local last = redis.call('GET', claimed_key)
 if last and string.match(last, '^%S+') == ARGV[FIRST] then
   local again, i = {}, FIRST
   for id in string.gmatch(string.sub(last, #ARGV[FIRST] + 1), '%S+') do
-    local job = load(id)
+    local job = load(id, unpack(SHOWN))
     if job and job.state == 'running' and job.nonce == ARGV[i] then again[#again + 1] = describe(job, ARGV[i]) end
     i = i + 1
   end
@@ -42,43 +45,79 @@ local active = P .. 'act:' .. pool
 if redis.call('EXISTS', active) == 0 or redis.call('HEXISTS', P .. 'paused', pool) == 1 then return {} end
 
 local expires = lease_clock() + lease
-local granted, ids = {}, ARGV[FIRST]
-local looks = 0
-while credit > 0 and #granted < #ARGV - FIRST + 1 and looks < 100 do
-  looks = looks + 1
-  local head = redis.call('ZRANGE', active, 0, 0, 'WITHSCORES')
-  if #head == 0 then break end
-  local tenant, virtual = head[1], tonumber(head[2])
-  local queue = P .. 'q:' .. pool .. ':' .. tenant
-  local id = redis.call('ZRANGE', queue, 0, 0)[1]
-  local job = id and load(id)
-  local own = redis.call('HMGET', P .. 'tenant:' .. tenant, 'weight', 'max_running', 'paused')
-  local most = tonumber(own[2] or cap)
-  if not id then
-    redis.call('ZREM', active, tenant)
-  elseif not job or job.state ~= 'queued' or pool_of(job) ~= pool then
-    -- Not this queue's any more: only a fault could leave it here.
-    redis.call('ZREM', queue, id)
-    redis.call('ZREM', P .. 'wait:' .. pool, id)
-  elseif tonumber(job.deadline) <= NOW then
-    bury(job, 5, 'the deadline passed while the job waited for a shard')
-  elseif own[3] or (most > 0 and number(redis.call('HGET', P .. 'use:' .. tenant, 'running')) >= most) then
-    hold(pool, tenant)
-  else
-    local nonce = ARGV[FIRST + #granted]
-    local rows = tonumber(job.rows) or 1
-    local shown = describe(job, nonce)
-    redis.call('HSET', P .. 'vt:' .. pool, '', virtual)
-    redis.call('ZADD', active, virtual + rows / tonumber(own[1] or weight), tenant)
-    dequeue(job)
-    redis.call('ZADD', P .. 'lease', expires, id)
-    count('running', job, 1)
-    redis.call('HDEL', P .. 'j:' .. id, 'prev')
+local granted, ids = {}, { ARGV[FIRST] }
+local room = #ARGV - FIRST + 1
+
+-- Jobs that were chosen one after another of one tenant, into their leases; `virtual` is the tenant's time when the last
+-- was chosen, `after` the one that it has now.
+local function take(tenant, jobs, virtual, after)
+  if #jobs == 0 then return end
+  local own_ids, leases = {}, {}
+  for i, job in ipairs(jobs) do
+    own_ids[i] = job.id
+    leases[2 * i - 1], leases[2 * i] = expires, job.id
+    ids[#ids + 1] = job.id
+  end
+  redis.call('HSET', P .. 'vt:' .. pool, '', virtual)
+  redis.call('ZADD', active, after, tenant)
+  dequeue_all(jobs, own_ids)
+  redis.call('ZADD', P .. 'lease', unpack(leases))
+  count_all('running', jobs, 1)
+  for _, job in ipairs(jobs) do
+    local id, nonce = job.id, ARGV[FIRST + #granted]
+    granted[#granted + 1] = describe(job, nonce)
+    if job.has_prev then redis.call('HDEL', P .. 'j:' .. id, 'prev') end
     save(job, 'state', 'running', 'nonce', nonce, 'owner', owner, 'claimed', NOW)
-    credit = credit - rows
-    granted[#granted + 1] = shown
-    ids = ids .. ' ' .. id
   end
 end
-if #granted > 0 then redis.call('SET', claimed_key, ids, 'PX', math.max(1, lease)) end
+
+local looks = 0
+while credit > 0 and #granted < room and looks < 100 do
+  local head = redis.call('ZRANGE', active, 0, 1, 'WITHSCORES')
+  if #head == 0 then break end
+  local tenant, virtual, others = head[1], tonumber(head[2]), tonumber(head[4])
+  local queue = P .. 'q:' .. pool .. ':' .. tenant
+  local own = redis.call('HMGET', P .. 'tenant:' .. tenant, 'weight', 'max_running', 'paused')
+  local share = tonumber(own[1] or weight)
+  local most = tonumber(own[2] or cap)
+  local running = most > 0 and number(redis.call('HGET', P .. 'use:' .. tenant, 'running')) or 0
+  -- As many as can be its turn before the next tenant's, at a row each.
+  local turn = math.min(room - #granted, 100 - looks)
+  if others then turn = math.min(turn, math.floor((others - virtual) * share) + 1) end
+  local waiting = redis.call('ZRANGE', queue, 0, math.max(turn, 1) - 1)
+  if #waiting == 0 then
+    looks = looks + 1
+    redis.call('ZREM', active, tenant)
+  end
+  local chosen, at = {}, virtual
+  for _, id in ipairs(waiting) do
+    looks = looks + 1
+    local job = load(id, unpack(SHOWN))
+    if not job or job.state ~= 'queued' or pool_of(job) ~= pool then
+      -- Not this queue's any more: only a fault could leave it here.
+      take(tenant, chosen, at, virtual)
+      chosen = {}
+      redis.call('ZREM', queue, id)
+      redis.call('ZREM', P .. 'wait:' .. pool, id)
+    elseif tonumber(job.deadline) <= NOW then
+      take(tenant, chosen, at, virtual)
+      chosen = {}
+      bury(job, 5, 'the deadline passed while the job waited for a shard')
+    elseif own[3] or (most > 0 and running >= most) then
+      take(tenant, chosen, at, virtual)
+      chosen = {}
+      hold(pool, tenant)
+      break
+    else
+      local rows = tonumber(job.rows) or 1
+      chosen[#chosen + 1] = job
+      running = running + 1
+      at, virtual = virtual, virtual + rows / tonumber(own[1] or weight)
+      credit = credit - rows
+      if credit <= 0 or #granted + #chosen >= room or (others and virtual >= others) then break end
+    end
+  end
+  take(tenant, chosen, at, virtual)
+end
+if #granted > 0 then redis.call('SET', claimed_key, table.concat(ids, ' '), 'PX', math.max(1, lease)) end
 return granted

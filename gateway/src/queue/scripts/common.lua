@@ -1,5 +1,8 @@
--- Prepended to every script of a queue shard. KEYS[1] is the shard's `meta` key, for routing and for the prefix;
--- every other key has the same hash tag.
+-- Stands before every script of a queue shard, as far as the script needs it (`compose` of the gateway takes the rest
+-- out: what is not there costs nothing at each call). KEYS[1] is the shard's `meta` key, for routing and for the prefix;
+-- every other key has the same hash tag. Each name is a statement of its own that begins a line.
+--
+-- A call into Redis costs more than all the Lua around it: what can be had in one is not asked for in two.
 --
 -- A job is in exactly one place: queued (`q:` and `wait:`), running (`lease`), delayed (`delay`), or ended (`done`
 -- or `dead`). `enqueue`, `leave` and `finish` are the only ways in and out. docs/queue.md describes keys and scripts.
@@ -14,19 +17,19 @@ local LONGEST_TICK = 2000
 -- Failures of a job that are kept: an argument of the scripts that note one.
 local HISTORY
 
-local FIELDS = {
-  'state', 'stage', 'model', 'tenant', 'stages', 'rows', 'score', 'nonce', 'prev', 'owner', 'attempts', 'crashes',
-  'deadline', 'step', 'of', 'err_reason', 'reported', 'bytes', 'acked', 'unacked', 'charged', 'seen',
-}
-
 local LIVE = { queued = true, running = true, delayed = true }
 
--- The job's fields as strings ('' when absent), or nil.
-local function load(id)
-  local values = redis.call('HMGET', P .. 'j:' .. id, unpack(FIELDS))
-  if not values[1] then return nil end
-  local job = { id = id }
-  for i, name in ipairs(FIELDS) do job[name] = values[i] or '' end
+-- A job, or nil: the fields that moves need, and those named. As strings, '' when absent.
+local function load(id, ...)
+  local v = redis.call('HMGET', P .. 'j:' .. id, 'state', 'stage', 'model', 'tenant', 'stages', 'score', 'bytes', 'ver',
+    'nonce', 'prev', ...)
+  if not v[1] then return nil end
+  local job = {
+    id = id, state = v[1], stage = v[2] or '', model = v[3] or '', tenant = v[4] or '', stages = v[5] or '',
+    score = v[6] or '', bytes = v[7] or '', ver = v[8] or '', nonce = v[9] or '', prev = v[10] or '',
+    has_prev = v[10] ~= false,
+  }
+  for i = 1, select('#', ...) do job[select(i, ...)] = v[10 + i] or '' end
   return job
 end
 
@@ -75,35 +78,47 @@ local function tally_bytes(job, by)
   keep_recount()
 end
 
+-- The audit that has counted the job, or ''.
+local function seen_by(job)
+  if not job.seen then job.seen = redis.call('HGET', P .. 'j:' .. job.id, 'seen') or '' end
+  return job.seen
+end
+
 -- Takes a live job into the recount, unless it is there.
 local function see(job)
-  if job.seen == audit then return false end
+  if seen_by(job) == audit then return false end
   job.seen = audit
   redis.call('HSET', P .. 'j:' .. job.id, 'seen', audit)
   tally_bytes(job, number(job.bytes))
   return true
 end
 
--- A job into (1) or out of (-1) a live state.
-local function count(state, job, by)
-  add('cnt', state .. ':' .. pool_of(job) .. ':' .. job.tenant, by)
-  add('use:' .. job.tenant, state, by)
+-- Jobs of one pool and tenant into (1) or out of (-1) a live state.
+local function count_all(state, jobs, by)
+  local pool, tenant = pool_of(jobs[1]), jobs[1].tenant
+  add('cnt', state .. ':' .. pool .. ':' .. tenant, by * #jobs)
+  add('use:' .. tenant, state, by * #jobs)
   if not auditing() then return end
-  if by > 0 then see(job) end
-  if job.seen == audit then tally_state(job, state, by) end
+  for _, job in ipairs(jobs) do
+    if by > 0 then see(job) end
+    if seen_by(job) == audit then tally_state(job, state, by) end
+  end
 end
+
+-- The same of one job.
+local function count(state, job, by) count_all(state, { job }, by) end
 
 -- Bytes that a live job takes up, on its tenant's account and on the queue's.
 local function charge(job, by)
   add('use:' .. job.tenant, 'bytes', by)
   add('use:', 'bytes', by)
-  if auditing() and job.seen == audit then tally_bytes(job, by) end
+  if auditing() and seen_by(job) == audit then tally_bytes(job, by) end
 end
 
 -- Writes fields of a job and makes the change visible: a new version, and the doorbell.
 local function save(job, ...)
-  redis.call('HSET', P .. 'j:' .. job.id, 'updated', NOW, ...)
-  redis.call('HINCRBY', P .. 'j:' .. job.id, 'ver', 1)
+  job.ver = number(job.ver) + 1
+  redis.call('HSET', P .. 'j:' .. job.id, 'updated', NOW, 'ver', job.ver, ...)
   redis.call('PUBLISH', P .. 'ev', job.id)
 end
 
@@ -160,16 +175,18 @@ local function enqueue(job)
   redis.call('PUBLISH', P .. 'work', pool)
 end
 
-local function dequeue(job)
-  local pool = pool_of(job)
-  local queue = P .. 'q:' .. pool .. ':' .. job.tenant
-  redis.call('ZREM', queue, job.id)
-  redis.call('ZREM', P .. 'wait:' .. pool, job.id)
-  count('queued', job, -1)
-  if redis.call('EXISTS', queue) == 0 and redis.call('SREM', P .. 'held:' .. job.tenant, pool) == 0 then
-    step_out(pool, job.tenant)
+local function dequeue_all(jobs, ids)
+  local pool, tenant = pool_of(jobs[1]), jobs[1].tenant
+  local queue = P .. 'q:' .. pool .. ':' .. tenant
+  redis.call('ZREM', queue, unpack(ids))
+  redis.call('ZREM', P .. 'wait:' .. pool, unpack(ids))
+  count_all('queued', jobs, -1)
+  if redis.call('EXISTS', queue) == 0 and redis.call('SREM', P .. 'held:' .. tenant, pool) == 0 then
+    step_out(pool, tenant)
   end
 end
+
+local function dequeue(job) dequeue_all({ job }, { job.id }) end
 
 -- Out of the one place where a live job is.
 local function leave(job)
@@ -185,8 +202,8 @@ local function leave(job)
   end
 end
 
--- Tells the hub session of the shard that holds the lease to drop the job. Only a doorbell: the next heartbeat says
--- the same.
+-- Tells the hub session of the shard that holds the lease to drop the job (`owner` is loaded). Only a doorbell: the next
+-- heartbeat says the same.
 local function revoke(job, reason)
   if job.state == 'running' and job.owner ~= '' then
     redis.call('PUBLISH', P .. 'rev', job.owner .. ' ' .. job.id .. ' ' .. job.nonce .. ' ' .. reason)
@@ -195,11 +212,12 @@ end
 
 -- The budget that a lost lease was charged to, one less: its shard turned out to be alive.
 local function forgive(job)
-  local budget = job.charged == 'unacked' and 'unacked' or 'crashes'
-  return budget, math.max(0, number(job[budget]) - 1)
+  local v = redis.call('HMGET', P .. 'j:' .. job.id, 'charged', 'unacked', 'crashes')
+  if v[1] == 'unacked' then return 'unacked', math.max(0, number(v[2]) - 1) end
+  return 'crashes', math.max(0, number(v[3]) - 1)
 end
 
--- Remembers what went wrong, with which worker, for an operator.
+-- Remembers what went wrong, with which worker, for an operator. Of a running job `owner` is loaded.
 local function note(job, reason, message)
   local history = P .. 'hist:' .. job.id
   local owner = job.state == 'running' and job.owner ~= '' and job.owner or '-'
@@ -235,8 +253,8 @@ end
 
 -- A dead job lives again, as if it had just come to its stage, at its old place in the queue. More fields may follow.
 local function revive(job, ...)
-  local v = redis.call('HMGET', P .. 'j:' .. job.id, 'timeout', 'created')
-  local deadline = NOW + (tonumber(v[1]) or math.max(0, number(job.deadline) - number(v[2])))
+  local v = redis.call('HMGET', P .. 'j:' .. job.id, 'timeout', 'created', 'deadline')
+  local deadline = NOW + (tonumber(v[1]) or math.max(0, number(v[3]) - number(v[2])))
   redis.call('ZREM', P .. 'dead', job.id)
   redis.call('HDEL', P .. 'j:' .. job.id, 'finished', 'step', 'of', 'owner', 'unacked', 'err_reason', 'err_message')
   redis.call('ZADD', P .. 'deadline', deadline, job.id)

@@ -10,11 +10,11 @@ if is_empty(id) or is_empty(nonce) or is_empty(stage) or not (result and timing 
   return redis.error_reply('ERR complete: bad arguments')
 end
 
-local job = load(id)
+local job = load(id, 'rows', 'created', 'claimed', 'completed:' .. stage, 'digest:' .. stage)
 if not job then return { 'stale', '', 0, '' } end
-local v = redis.call('HMGET', P .. 'j:' .. id, 'created', 'completed:' .. stage, 'digest:' .. stage, 'claimed')
-local age, by, known, claimed = NOW - (tonumber(v[1]) or NOW), v[2], v[3], v[4]
-local other = known and known ~= digest and known or ''
+local age, by, known = NOW - (tonumber(job.created) or NOW), job['completed:' .. stage], job['digest:' .. stage]
+local claimed = tonumber(job.claimed)
+local other = known ~= '' and known ~= digest and known or ''
 if by == nonce then return { 'duplicate', job.state, age, other } end
 local holds = job.state == 'running' and job.nonce == nonce
 local late = job.state == 'queued' and job.prev == nonce
@@ -32,7 +32,7 @@ if late then
   with(forgive(job))
 elseif claimed then
   -- How long the pool's shards take for a job: a moving average, for estimates.
-  local pool, took = pool_of(job), NOW - tonumber(claimed)
+  local pool, took = pool_of(job), NOW - claimed
   local before = tonumber(redis.call('HGET', P .. 'took', pool) or took)
   redis.call('HSET', P .. 'took', pool, string.format('%.1f', before + (took - before) / 16))
 end

@@ -10,7 +10,7 @@ local bad = is_empty(id) or is_empty(nonce) or not (tonumber(reason) and message
 for i = FIRST, #ARGV do bad = bad or not tonumber(ARGV[i]) end
 if bad then return redis.error_reply('ERR fail: bad arguments') end
 
-local job = load(id)
+local job = load(id, 'owner', 'attempts')
 if not job then return { 'stale', '' } end
 if redis.call('HGET', P .. 'j:' .. id, 'failed') == nonce then return { 'duplicate', job.state } end
 if job.state ~= 'running' or job.nonce ~= nonce then return { 'stale', job.state } end

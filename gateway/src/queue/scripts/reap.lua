@@ -11,7 +11,7 @@ local clock = lease_clock()
 local lost, dead, over, passed = 0, 0, 0, 0
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'deadline', '-inf', NOW, 'LIMIT', 0, limit)) do
-  local job = load(id)
+  local job = load(id, 'owner')
   if job and LIVE[job.state] then
     revoke(job, 'deadline')
     bury(job, 5, 'the deadline passed before the job was done')
@@ -22,7 +22,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'deadline', '-inf', NOW, 'L
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'lease', '-inf', clock, 'LIMIT', 0, limit)) do
-  local job = load(id)
+  local job = load(id, 'owner', 'acked', 'crashes', 'unacked')
   if job and job.state == 'running' then
     -- A lease that nobody ever gave a sign of may not have reached its worker: a gateway died with it. That is no crash,
     -- unless it happens so often that the job itself must be what kills its worker at once.

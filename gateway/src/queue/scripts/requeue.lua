@@ -5,7 +5,7 @@
 local id = ARGV[1]
 if not id then return redis.error_reply('ERR requeue: bad arguments') end
 
-local job = load(id)
+local job = load(id, 'owner')
 if not job then return 'unknown' end
 if job.state == 'running' then
   revoke(job, 'requeued')

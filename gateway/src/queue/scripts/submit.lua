@@ -47,9 +47,11 @@ if wait > 0 then return reply('full', id, 'rate', rate, wait) end
 
 local own = redis.call('HMGET', P .. 'tenant:' .. tenant, 'max_queued', 'max_bytes', 'rate', 'burst')
 for i = 1, 4 do own[i] = tonumber(own[i] or ARGV[15 + i]) end
-local used = redis.call('HMGET', P .. 'use:' .. tenant, 'queued', 'delayed', 'bytes')
-if own[1] > 0 and number(used[1]) + number(used[2]) >= own[1] then return reply('quota', id, 'max_queued', own[1]) end
-if own[2] > 0 and number(used[3]) + bytes > own[2] then return reply('quota', id, 'max_bytes', own[2]) end
+if own[1] > 0 or own[2] > 0 then
+  local used = redis.call('HMGET', P .. 'use:' .. tenant, 'queued', 'delayed', 'bytes')
+  if own[1] > 0 and number(used[1]) + number(used[2]) >= own[1] then return reply('quota', id, 'max_queued', own[1]) end
+  if own[2] > 0 and number(used[3]) + bytes > own[2] then return reply('quota', id, 'max_bytes', own[2]) end
+end
 local own_due, own_wait = bucket('rate:' .. tenant, own[3], own[4])
 if own_wait > 0 then return reply('quota', id, 'rate', own[3], own_wait) end
 

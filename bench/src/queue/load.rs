@@ -1,0 +1,134 @@
+//! Clients: submissions one by one and over a stream.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use anyhow::{Context as _, bail};
+use futures::future::try_join_all;
+use muse_proto::v1::{
+    GenerationRequest, SubmitJobRequest, SubmitJobsRequest, SubmitJobsUntil, TextToImage,
+    generation_client::GenerationClient, generation_request::Task, submit_jobs_response::Event,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+/// Submissions that wait for their answer at any time, and so for the peers.
+pub(super) const IN_FLIGHT: usize = 64;
+/// Bytes of a request, about; and of the peers' payload.
+pub(super) const REQUEST_BYTES: usize = 1024;
+
+/// Items that may wait to be sent.
+const STREAM_OUTBOX: usize = 256;
+
+fn request(number: u64) -> GenerationRequest {
+    let prompt = format!("{number:0>width$}", width = REQUEST_BYTES - 24);
+    GenerationRequest {
+        task: Some(Task::TextToImage(TextToImage {
+            prompt,
+            ..TextToImage::default()
+        })),
+        seed: Some(number),
+        ..GenerationRequest::default()
+    }
+}
+
+/// Keeps submissions in step with the ends of jobs.
+#[derive(Clone)]
+pub(super) struct Pace {
+    /// Whole jobs that have ended.
+    pub(super) finished: watch::Receiver<u64>,
+    /// How many of them had before the first submission.
+    pub(super) before: u64,
+    /// Submissions that there may be beyond those that have ended since.
+    pub(super) ahead: u64,
+}
+
+/// `jobs` submissions, each a call of its own; seconds until all were accepted.
+pub(super) async fn one_by_one(
+    client: &GenerationClient<Channel>,
+    jobs: u64,
+    pace: Option<Pace>,
+) -> anyhow::Result<f64> {
+    let next = Arc::new(AtomicU64::new(0));
+    let begun = Instant::now();
+    let lanes = (0..IN_FLIGHT).map(|_| {
+        let (mut client, next, mut pace) = (client.clone(), Arc::clone(&next), pace.clone());
+        let lane = async move {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= jobs {
+                    return anyhow::Ok(());
+                }
+                if let Some(Pace {
+                    finished,
+                    before,
+                    ahead,
+                }) = &mut pace
+                {
+                    let turn = number + *before;
+                    finished.wait_for(|finished| turn < *finished + *ahead).await?;
+                }
+                let request = Some(request(number));
+                client.submit_job(SubmitJobRequest { request }).await?;
+            }
+        };
+        async move { tokio::spawn(lane).await? }
+    });
+    try_join_all(lanes).await?;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// `jobs` submissions over one stream; seconds until all were accepted.
+pub(super) async fn streamed(client: &GenerationClient<Channel>, jobs: u64) -> anyhow::Result<f64> {
+    let (sender, items) = mpsc::channel(STREAM_OUTBOX);
+    let begun = Instant::now();
+    let producer = tokio::spawn(async move {
+        for number in 0..jobs {
+            let item = SubmitJobsRequest {
+                sequence: number,
+                request: Some(request(number)),
+                until: SubmitJobsUntil::Accepted.into(),
+            };
+            if sender.send(item).await.is_err() {
+                break;
+            }
+        }
+    });
+    let mut answers = client
+        .clone()
+        .submit_jobs(ReceiverStream::new(items))
+        .await?
+        .into_inner();
+    let mut accepted = 0;
+    while let Some(answer) = answers.message().await? {
+        match answer.event.context("an answer without content")? {
+            Event::Accepted(_) => accepted += 1,
+            Event::Error(error) => bail!("a submission was refused: {}", error.message),
+            _ => {}
+        }
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    producer.await?;
+    if accepted != jobs {
+        bail!("{accepted} of {jobs} submissions were accepted");
+    }
+    Ok(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_about_a_kibibyte() {
+        use prost::Message as _;
+        let bytes = request(123_456).encoded_len();
+        assert!(bytes.abs_diff(REQUEST_BYTES) < 32, "{bytes}");
+    }
+}
