@@ -12,7 +12,7 @@ use prost::Message as _;
 
 use crate::{
     Error, config,
-    connection::{Bells, RedisError},
+    connection::{Bells, Call, RedisError},
     jobs::{stage_name, timestamp},
     queue::{Queue, scripts},
 };
@@ -115,7 +115,7 @@ impl Models {
             .iter()
             .filter_map(|served| stage_name(served.stage()))
             .collect();
-        let mut call = scripts::WORKER_SEEN.key(self.queue.keys().registry() + "meta");
+        let mut call = Call::new(&scripts::WORKER_SEEN, self.queue.keys().registry() + "meta");
         call.arg(&worker.id)
             .arg(session)
             .arg(&model.name)
@@ -146,7 +146,7 @@ impl Models {
     /// # Errors
     /// [`RedisError`].
     pub async fn drain(&self, worker: &str) -> Result<bool, RedisError> {
-        let mut call = scripts::WORKER_DRAIN.key(self.queue.keys().registry() + "meta");
+        let mut call = Call::new(&scripts::WORKER_DRAIN, self.queue.keys().registry() + "meta");
         call.arg(worker);
         Ok(self.queue.redis().eval::<u64>(&call).await? == 1)
     }
@@ -156,7 +156,7 @@ impl Models {
     /// # Errors
     /// [`RedisError`].
     pub async fn left(&self, worker: &str, session: &str) -> Result<(), RedisError> {
-        let mut call = scripts::WORKER_LEFT.key(self.queue.keys().registry() + "meta");
+        let mut call = Call::new(&scripts::WORKER_LEFT, self.queue.keys().registry() + "meta");
         call.arg(worker).arg(session);
         self.queue.redis().eval::<u64>(&call).await?;
         Ok(())

@@ -52,7 +52,7 @@ impl Gateway {
         // Before anything that waits: a port that may not be opened is known at once.
         let authentication = config.identity.authentication()?;
         authentication.may_listen(config.grpc.listen, config.grpc.insecure_allow_remote)?;
-        let redis = Redis::connect(&config.redis, &config.queue).await?;
+        let redis = Redis::open(&config.redis, &config.queue).await?;
         let queue = Queue::new(redis.clone(), &config.redis.prefix, config.queue.clone());
         queue.check_schema().await?;
         let bells = Bells::listen(&redis, queue.keys().channels());

@@ -2,7 +2,7 @@
 
 use muse_service::config::ConfigError;
 
-use super::Config;
+use super::{Config, Durability};
 use crate::results::{Location, location};
 
 pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
@@ -124,6 +124,25 @@ pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
             "must be at least 1 with queue.replicas_on_disk",
         ));
     }
+    if !config.redis.cluster_nodes.is_empty() {
+        if !config.redis.sentinels.is_empty() {
+            return Err(ConfigError::invalid(
+                "redis.cluster_nodes",
+                "does not go with redis.sentinels: a cluster finds its primaries by itself",
+            ));
+        }
+        if config.queue.replicas > 0 || config.queue.durability == Durability::Synced {
+            return Err(ConfigError::invalid(
+                if config.queue.replicas > 0 {
+                    "queue.replicas"
+                } else {
+                    "queue.durability"
+                },
+                "is not offered with redis.cluster_nodes: nothing is waited for there (no WAIT, no WAITAOF); use a primary \
+                 with replicas and Sentinels, or queue.replicas = 0 and durability = \"always\" or \"everysec\"",
+            ));
+        }
+    }
     results(config)?;
     let prefix = &config.redis.prefix;
     if prefix.is_empty()
@@ -202,6 +221,24 @@ mod tests {
         assert!(key.contains("redis.key_file"), "{key}");
         let replicas = refused(|config| config.queue.replicas_on_disk = true);
         assert!(replicas.contains("queue.replicas"), "{replicas}");
+        let both = refused(|config| {
+            config.redis.cluster_nodes = vec!["redis://n1:6379".to_owned()];
+            config.redis.sentinels = vec!["redis://s1:26379".to_owned()];
+        });
+        assert!(both.contains("redis.cluster_nodes"), "{both}");
+        let waiting = refused(|config| {
+            config.redis.cluster_nodes = vec!["redis://n1:6379".to_owned()];
+            config.queue.replicas = 1;
+        });
+        assert!(
+            waiting.contains("queue.replicas") && waiting.contains("WAIT"),
+            "{waiting}"
+        );
+        let synced = refused(|config| {
+            config.redis.cluster_nodes = vec!["redis://n1:6379".to_owned()];
+            config.queue.durability = Durability::Synced;
+        });
+        assert!(synced.contains("queue.durability"), "{synced}");
         let name = refused(|config| {
             config.redis.sentinels = vec!["redis://s1:26379".to_owned()];
             config.redis.service_name.clear();

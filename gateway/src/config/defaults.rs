@@ -38,6 +38,7 @@ impl Default for Redis {
             url: "redis://127.0.0.1:6379".to_owned(),
             password_file: None,
             sentinels: Vec::new(),
+            cluster_nodes: Vec::new(),
             service_name: "mymaster".to_owned(),
             sentinel_password_file: None,
             sentinel_check_ms: 5_000,

@@ -63,6 +63,9 @@ pub struct Redis {
     pub password_file: Option<PathBuf>,
     /// Sentinels that know the primary, as `redis://user@host:26379` or `rediss://…`; empty: it is at `url`.
     pub sentinels: Vec<String>,
+    /// Nodes of a Redis Cluster, as `redis://host:port` or `rediss://…`; some are enough, any of them knows the others. Of `url`
+    /// then only the scheme and the user count. Empty: no cluster.
+    pub cluster_nodes: Vec<String>,
     /// What the Sentinels call the primary.
     pub service_name: String,
     /// A file with the Sentinels' password alone, where they have one.
@@ -124,7 +127,7 @@ pub struct Queue {
     /// What `durability = "synced"` and `replicas` wait for must come within this time, or the client is told that the job
     /// is not confirmed.
     pub confirm_timeout_ms: u64,
-    /// Key groups that tenants are spread over; more than 1 only helps a Redis Cluster. Raising it leaves earlier jobs
+    /// Key groups that tenants are spread over, each on one node of a Redis Cluster; more than 1 only helps there. Raising it leaves earlier jobs
     /// where they are, lowering it hides those of the shards that went.
     pub shards: u16,
     /// A lease that is not renewed for this long is given to another worker.

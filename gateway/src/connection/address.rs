@@ -59,7 +59,22 @@ impl Addresses {
         clients.collect()
     }
 
-    /// A client for a server that Sentinels name: with the scheme, user, password and database of `redis.url`.
+    /// Clients for `redis.cluster_nodes`: with the user and password of `redis.url`.
+    pub(super) fn cluster_nodes(&self, config: &config::Redis) -> Result<Vec<Client>, StartupError> {
+        if matches!(self.server.addr(), ConnectionAddr::Unix(_)) || self.server.redis_settings().db() != 0 {
+            let reason = "must be redis:// or rediss:// with redis.cluster_nodes, and of database 0, the only one there";
+            return Err(invalid("redis.url", reason));
+        }
+        let clients = config.cluster_nodes.iter().map(|url| {
+            let key = "redis.cluster_nodes";
+            let node = parse(key, url)?;
+            let info = self.server.clone().set_addr(node.addr().clone());
+            self.client(info).map_err(|error| invalid(key, error.to_string()))
+        });
+        clients.collect()
+    }
+
+    /// A client for a server that Sentinels or a cluster name: with the scheme, user, password and database of `redis.url`.
     pub(super) fn named(&self, host: &str, port: u16) -> Result<Client, redis::RedisError> {
         let address = match self.server.addr() {
             ConnectionAddr::TcpTls {

@@ -30,10 +30,11 @@ pub enum Unfit {
     #[error("Redis is a replica: point redis.url at the primary")]
     Replica,
     /// Keys would be on other nodes.
-    #[error(
-        "Redis is a node of a Redis Cluster, which is not supported yet: use a primary with replicas (redis.sentinels)"
-    )]
+    #[error("Redis is a node of a Redis Cluster: name its nodes in redis.cluster_nodes")]
     Cluster,
+    /// It has all keys itself.
+    #[error("redis.cluster_nodes name a server that is no node of a Redis Cluster: set redis.url alone")]
+    NoCluster,
     /// It cannot confirm what is promised.
     #[error(
         "queue.durability = \"synced\" and queue.replicas_on_disk need WAITAOF, which Redis {0} does not have: use Redis 7.2 or later, or Valkey"
@@ -81,6 +82,18 @@ pub(super) const SETTINGS: [&str; 4] = [
     "aof-load-truncated",
 ];
 
+/// Checks whether a server is a node of a cluster where one is wanted, and only there.
+///
+/// # Errors
+/// [`Unfit::Cluster`], [`Unfit::NoCluster`].
+pub(super) fn check_mode(facts: &Facts, wanted: bool) -> Result<(), Unfit> {
+    match (facts.cluster, wanted) {
+        (true, false) => Err(Unfit::Cluster),
+        (false, true) => Err(Unfit::NoCluster),
+        _ => Ok(()),
+    }
+}
+
 /// Checks a server against what is promised to clients.
 ///
 /// # Errors
@@ -92,9 +105,6 @@ pub fn check(facts: &Facts, guarantee: &Guarantee) -> Result<(), Unfit> {
     let (Some(major @ 7..), minor) = version else {
         return Err(Unfit::Version(facts.version.clone()));
     };
-    if facts.cluster {
-        return Err(Unfit::Cluster);
-    }
     if facts.role == "slave" {
         return Err(Unfit::Replica);
     }
@@ -259,7 +269,12 @@ mod tests {
             cluster: true,
             ..facts("always")
         };
-        assert_eq!(check(&node, &Durability::Always.into()), Err(Unfit::Cluster));
+        assert_eq!(check_mode(&node, false), Err(Unfit::Cluster));
+        assert_eq!(check_mode(&facts("always"), true), Err(Unfit::NoCluster));
+        assert_eq!(
+            (check_mode(&node, true), check_mode(&facts("always"), false)),
+            (Ok(()), Ok(()))
+        );
     }
 
     #[test]

@@ -7,7 +7,8 @@ use redis::{Client, RedisResult, aio::MultiplexedConnection};
 use super::{
     Guarantee,
     address::Addresses,
-    checks::{Facts, SETTINGS, Unfit, check, online_replicas, parse_info},
+    checks::{Facts, SETTINGS, Unfit, check, check_mode, online_replicas, parse_info},
+    cluster::Slot,
     sentinel::Sentinels,
 };
 use crate::config::{self, Durability};
@@ -26,7 +27,7 @@ pub enum StartupError {
     /// Nothing answered.
     #[error("no Redis answers at {place}: {reason}; start one, or set {key}")]
     Unreachable {
-        /// `redis.url` or `redis.sentinels`.
+        /// `redis.url`, `redis.sentinels` or `redis.cluster_nodes`.
         key: &'static str,
         /// Its value.
         place: String,
@@ -52,6 +53,8 @@ pub(super) enum Way {
     Server(Client),
     /// Sentinels know it.
     Sentinels(Sentinels),
+    /// It is the owner of a slot of a cluster's.
+    Cluster(Slot),
 }
 
 impl Way {
@@ -73,17 +76,26 @@ impl Way {
         )))
     }
 
+    /// As `redis.cluster_nodes` say of the keys with `tag`.
+    pub(super) fn cluster(config: &config::Redis, tag: &str) -> Result<Self, StartupError> {
+        let addresses = Addresses::new(config)?;
+        let limit = Duration::from_millis(config.connect_timeout_ms);
+        let seeds = addresses.cluster_nodes(config)?;
+        Ok(Self::Cluster(Slot::new(seeds, addresses, tag, limit)))
+    }
+
     /// A client for the server that is the primary now.
     pub(super) async fn primary(&self) -> Result<Client, DialError> {
         match self {
             Self::Server(client) => Ok(client.clone()),
             Self::Sentinels(sentinels) => sentinels.primary().await,
+            Self::Cluster(slot) => slot.owner().await,
         }
     }
 
     /// Whether a server that turns out to be a replica may be another one at the next look.
     pub(super) fn moves(&self) -> bool {
-        matches!(self, Self::Sentinels(_))
+        matches!(self, Self::Sentinels(_) | Self::Cluster(_))
     }
 }
 
@@ -105,6 +117,7 @@ pub(super) async fn connect(
         let facts = facts(&mut connection)
             .await
             .map_err(|error| DialError::Io(error.to_string()))?;
+        check_mode(&facts, !config.cluster_nodes.is_empty()).map_err(DialError::Unfit)?;
         check(&facts, guarantee).map_err(DialError::Unfit)?;
         let truncated = facts
             .settings

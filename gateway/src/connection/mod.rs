@@ -1,12 +1,14 @@
-//! The way to Redis: a supervised connection for commands, another for the doorbells, and the checks that a server must
+//! The way to Redis: supervised connections for commands, another for the doorbells, and the checks that a server must
 //! pass before anything is entrusted to it. Nothing here knows what a job is.
 
 mod address;
 mod barrier;
 mod bells;
 mod checks;
+mod cluster;
 mod dial;
 mod guarantee;
+mod redis;
 mod sentinel;
 mod supervisor;
 
@@ -15,7 +17,7 @@ pub use self::{
     checks::{Facts, Unfit, check},
     dial::StartupError,
     guarantee::{Confirmed, Guarantee},
-    supervisor::Redis,
+    redis::{Call, Redis},
 };
 
 /// Why a call to Redis failed.

@@ -31,7 +31,7 @@ use crate::config;
 
 /// The commands' connection; cloning is cheap.
 #[derive(Clone)]
-pub struct Redis(Arc<Inner>);
+pub(super) struct Server(Arc<Inner>);
 
 struct Inner {
     way: Way,
@@ -63,20 +63,19 @@ pub(super) struct Line {
     pub(super) client: Client,
 }
 
-// === impl Redis ===
+// === impl Server ===
 
-impl Redis {
+impl Server {
     /// Connects and checks the server, waiting up to `startup_timeout_ms` for it to answer. The supervisor then runs
     /// until the last clone is dropped.
     ///
     /// # Errors
     /// [`StartupError`] says in one line what to do.
-    pub async fn connect(
+    pub(super) async fn connect(
         config: &config::Redis,
-        guarantee: impl Into<Guarantee>,
+        guarantee: Guarantee,
+        way: Way,
     ) -> Result<Self, StartupError> {
-        let guarantee = guarantee.into();
-        let way = Way::new(config)?;
         let (link, links) = watch::channel(Link::Down {
             reason: "not connected yet".to_owned(),
         });
@@ -88,24 +87,26 @@ impl Redis {
             barrier: Barrier::start(links, config, guarantee),
             memory: AtomicU64::new(0),
         };
-        let redis = Self(Arc::new(inner));
+        let server = Self(Arc::new(inner));
         let limit = Instant::now() + Duration::from_millis(config.startup_timeout_ms);
         loop {
             let late = Instant::now() >= limit;
-            match redis.0.first().await {
+            match server.0.first().await {
                 Ok(line) => {
-                    redis.0.link.send_replace(Link::Up(Box::new(line)));
+                    server.0.link.send_replace(Link::Up(Box::new(line)));
                     break;
                 }
                 // A primary and its replicas are started in any order, and Sentinels may be about to name another.
                 Err(DialError::Unfit(Unfit::Replicas { .. })) if !late => {}
-                Err(DialError::Unfit(Unfit::Replica)) if !late && redis.0.way.moves() => {}
+                Err(DialError::Unfit(Unfit::Replica)) if !late && server.0.way.moves() => {}
                 Err(DialError::Unfit(unfit)) => return Err(unfit.into()),
                 Err(DialError::Io(reason)) if late => {
-                    let (key, place) = if config.sentinels.is_empty() {
-                        ("redis.url", config.url.clone())
-                    } else {
+                    let (key, place) = if !config.cluster_nodes.is_empty() {
+                        ("redis.cluster_nodes", config.cluster_nodes.join(", "))
+                    } else if !config.sentinels.is_empty() {
                         ("redis.sentinels", config.sentinels.join(", "))
+                    } else {
+                        ("redis.url", config.url.clone())
                     };
                     return Err(StartupError::Unreachable { key, place, reason });
                 }
@@ -113,17 +114,17 @@ impl Redis {
             }
             tokio::time::sleep(Duration::from_millis(config.reconnect_delay_ms)).await;
         }
-        redis.supervise();
-        Ok(redis)
+        server.supervise();
+        Ok(server)
     }
 
     /// Whether a connection is up now.
-    pub fn is_up(&self) -> bool {
+    pub(super) fn is_up(&self) -> bool {
         matches!(*self.0.link.borrow(), Link::Up(_))
     }
 
     /// The share of the server's maxmemory in use at the last ping, 0 to 1; 0 without maxmemory.
-    pub fn memory_share(&self) -> f64 {
+    pub(super) fn memory_share(&self) -> f64 {
         self.0.memory.load(Ordering::Relaxed) as f64 / 1000.0
     }
 
@@ -131,7 +132,7 @@ impl Redis {
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
+    pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
         self.call(|mut connection| async move { command.query_async(&mut connection).await })
             .await
     }
@@ -140,7 +141,7 @@ impl Redis {
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn pipe<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, RedisError> {
+    pub(super) async fn pipe<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, RedisError> {
         self.call(|mut connection| async move { pipeline.query_async(&mut connection).await })
             .await
     }
@@ -149,7 +150,10 @@ impl Redis {
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn eval<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, RedisError> {
+    pub(super) async fn eval<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, RedisError> {
         self.call(|mut connection| async move { script.invoke_async(&mut connection).await })
             .await
     }
@@ -159,12 +163,12 @@ impl Redis {
     /// # Errors
     /// [`RedisError::NotConfirmed`] when too few copies answered in time, [`RedisError::Unavailable`] also when the key is
     /// not there (any more): what stored it was lost in a failover, and can be repeated.
-    pub async fn confirm(&self, key: &str) -> Result<Confirmed, RedisError> {
+    pub(super) async fn confirm(&self, key: &str) -> Result<Confirmed, RedisError> {
         self.0.barrier.confirm(key).await
     }
 
     /// For how long calls are repeated.
-    pub fn patience(&self) -> Duration {
+    pub(super) fn patience(&self) -> Duration {
         Duration::from_millis(self.0.config.retry_ms)
     }
 
@@ -234,7 +238,7 @@ impl Redis {
                         inner.ping(&line).await;
                         if checked.elapsed() >= check {
                             checked = Instant::now();
-                            inner.ask_sentinels(&line).await;
+                            inner.ask_others(&line).await;
                         }
                         continue;
                     }
@@ -342,7 +346,7 @@ impl Inner {
     }
 
     /// Leaves a server that was cut off from the others and does not know yet that it is the primary no more.
-    async fn ask_sentinels(&self, line: &Line) {
+    async fn ask_others(&self, line: &Line) {
         if !self.way.moves() {
             return;
         }
@@ -350,11 +354,11 @@ impl Inner {
             Ok(primary) => {
                 let (named, used) = (primary.get_connection_info(), line.client.get_connection_info());
                 if named.addr() != used.addr() {
-                    let why = format!("the Sentinels name {} as the primary", named.addr());
+                    let why = format!("{} is named as the primary", named.addr());
                     self.retire(line.generation, &why);
                 }
             }
-            Err(DialError::Io(reason)) => tracing::warn!(reason, "the Sentinels do not answer"),
+            Err(DialError::Io(reason)) => tracing::warn!(reason, "nobody names the primary"),
             Err(DialError::Unfit(_)) => {}
         }
     }
@@ -394,10 +398,15 @@ pub(super) fn classify(error: &redis::RedisError) -> Verdict {
             ServerErrorKind::ReadOnly
             | ServerErrorKind::BusyLoading
             | ServerErrorKind::MasterDown
-            | ServerErrorKind::ClusterDown,
+            | ServerErrorKind::ClusterDown
+            // The slot has another owner, who is looked up for the next connection.
+            | ServerErrorKind::Moved,
         ) => Verdict::Broken,
-        // A script that was forgotten again, by SCRIPT FLUSH or a restart, between its loading and its call.
-        ErrorKind::Server(ServerErrorKind::TryAgain | ServerErrorKind::NoScript) => Verdict::Unable,
+        // A script that was forgotten again, by SCRIPT FLUSH or a restart, between its loading and its call. A slot that is
+        // on its way.
+        ErrorKind::Server(
+            ServerErrorKind::TryAgain | ServerErrorKind::NoScript | ServerErrorKind::Ask,
+        ) => Verdict::Unable,
         // An answer that was understood, and is not the one that belongs to the question.
         ErrorKind::UnexpectedReturnType => Verdict::Refused,
         // A write inside a script, or anything inside a transaction.
@@ -410,6 +419,8 @@ pub(super) fn classify(error: &redis::RedisError) -> Verdict {
         _ if says("OOM") => Verdict::OutOfMemory,
         // A full disk: the server takes writes again as soon as it can save. And min-replicas-to-write.
         _ if ["MISCONF", "NOREPLICAS", "TRYAGAIN"].into_iter().any(says) => Verdict::Unable,
+        // A slot that moved while a script ran.
+        _ if says("non local key") => Verdict::Broken,
         _ if error.is_io_error() || error.is_timeout() || error.is_connection_dropped() => Verdict::Broken,
         _ if error.is_unrecoverable_error() => Verdict::Broken,
         _ => Verdict::Refused,

@@ -57,19 +57,23 @@ impl Queue {
     /// # Errors
     /// [`RedisError`].
     pub async fn get_many(&self, ids: &[JobId]) -> Result<Vec<Record>, RedisError> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
+        let mut found: Vec<Option<Record>> = vec![None; ids.len()];
+        // A pipeline keeps to one shard.
+        for shard in 0..self.keys.shards() {
+            let here = |(_, id): &(usize, &JobId)| id.shard() == shard;
+            let mut pipeline = redis::pipe();
+            for (_, id) in ids.iter().enumerate().filter(here) {
+                pipeline.cmd("HMGET").arg(self.job_key(*id)).arg(Record::FIELDS);
+            }
+            if pipeline.is_empty() {
+                continue;
+            }
+            let rows: Vec<Vec<Option<Vec<u8>>>> = self.redis.pipe(&pipeline).await?;
+            for ((index, id), fields) in ids.iter().enumerate().filter(here).zip(rows) {
+                found[index] = Record::from_fields(*id, fields);
+            }
         }
-        let mut pipeline = redis::pipe();
-        for id in ids {
-            pipeline.cmd("HMGET").arg(self.job_key(*id)).arg(Record::FIELDS);
-        }
-        let rows: Vec<Vec<Option<Vec<u8>>>> = self.redis.pipe(&pipeline).await?;
-        Ok(ids
-            .iter()
-            .zip(rows)
-            .filter_map(|(id, fields)| Record::from_fields(*id, fields))
-            .collect())
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// Who may refer to pictures of these jobs, in their order. Of a shard that this gateway does not serve nothing is known
@@ -78,34 +82,33 @@ impl Queue {
     /// # Errors
     /// [`RedisError`].
     pub async fn holders(&self, ids: &[JobId]) -> Result<Vec<Holder>, RedisError> {
-        let served = |id: &&JobId| id.shard() < self.keys.shards();
-        let mut pipeline = redis::pipe();
-        for id in ids.iter().filter(served) {
-            pipeline
-                .cmd("HMGET")
-                .arg(self.job_key(*id))
-                .arg("state")
-                .arg("pictures_nonce");
-        }
-        if pipeline.is_empty() {
-            return Ok(vec![Holder::Live; ids.len()]);
-        }
-        let rows: Vec<(Option<String>, Option<String>)> = self.redis.pipe(&pipeline).await?;
-        let mut rows = rows.into_iter();
-        let holders = ids.iter().map(|id| {
-            if !served(&id) {
-                return Holder::Live;
+        let mut holders = vec![Holder::Live; ids.len()];
+        // A pipeline keeps to one shard.
+        for shard in 0..self.keys.shards() {
+            let here = |(_, id): &(usize, &JobId)| id.shard() == shard;
+            let mut pipeline = redis::pipe();
+            for (_, id) in ids.iter().enumerate().filter(here) {
+                pipeline
+                    .cmd("HMGET")
+                    .arg(self.job_key(*id))
+                    .arg("state")
+                    .arg("pictures_nonce");
             }
-            match rows.next() {
-                Some((None, _)) => Holder::Unknown,
-                Some((Some(state), pictures)) if has_ended(&state) => Holder::Ended {
-                    pictures: pictures.and_then(|nonce| Nonce::from_hex(&nonce)),
-                },
-                // An answer too few cannot be; nothing is deleted for it.
-                Some(_) | None => Holder::Live,
+            if pipeline.is_empty() {
+                continue;
             }
-        });
-        Ok(holders.collect())
+            let rows: Vec<(Option<String>, Option<String>)> = self.redis.pipe(&pipeline).await?;
+            for ((index, _), row) in ids.iter().enumerate().filter(here).zip(rows) {
+                holders[index] = match row {
+                    (None, _) => Holder::Unknown,
+                    (Some(state), pictures) if has_ended(&state) => Holder::Ended {
+                        pictures: pictures.and_then(|nonce| Nonce::from_hex(&nonce)),
+                    },
+                    _ => Holder::Live,
+                };
+            }
+        }
+        Ok(holders)
     }
 
     /// Names of a tenant's jobs, newest first, those older than `before`.

@@ -98,22 +98,27 @@ impl Queue {
     }
 
     async fn tenant_statuses(&self, names: Vec<Tenant>) -> Result<Vec<TenantStatus>, RedisError> {
-        if names.is_empty() {
-            return Ok(Vec::new());
+        type Fields = HashMap<String, String>;
+        let mut answers: Vec<(Fields, Fields)> = vec![Default::default(); names.len()];
+        // A pipeline keeps to one shard.
+        for shard in 0..self.keys.shards() {
+            let here = |(_, name): &(usize, &Tenant)| self.keys.shard_of(name) == shard;
+            let prefix = self.keys.shard(shard);
+            let mut pipeline = redis::pipe();
+            for (_, name) in names.iter().enumerate().filter(here) {
+                pipeline.cmd("HGETALL").arg(format!("{prefix}tenant:{name}"));
+                pipeline.cmd("HGETALL").arg(format!("{prefix}use:{name}"));
+            }
+            if pipeline.is_empty() {
+                continue;
+            }
+            let found: Vec<Fields> = self.redis.pipe(&pipeline).await?;
+            let mut found = found.into_iter();
+            for (index, _) in names.iter().enumerate().filter(here) {
+                answers[index] = (found.next().unwrap_or_default(), found.next().unwrap_or_default());
+            }
         }
-        let mut pipeline = redis::pipe();
-        for name in &names {
-            let prefix = self.keys.shard(self.keys.shard_of(name));
-            pipeline.cmd("HGETALL").arg(format!("{prefix}tenant:{name}"));
-            pipeline.cmd("HGETALL").arg(format!("{prefix}use:{name}"));
-        }
-        let answers: Vec<HashMap<String, String>> = self.redis.pipe(&pipeline).await?;
-        let mut answers = answers.into_iter();
-        let status = |name: Tenant| {
-            let (settings, usage) = (
-                answers.next().unwrap_or_default(),
-                answers.next().unwrap_or_default(),
-            );
+        let status = |(name, (settings, usage)): (Tenant, (Fields, Fields))| {
             let of = |field: &str| usage.get(field).and_then(|value| value.parse().ok()).unwrap_or(0);
             TenantStatus {
                 name: name.to_string(),
@@ -125,7 +130,7 @@ impl Queue {
                 bytes: of("bytes"),
             }
         };
-        Ok(names.into_iter().map(status).collect())
+        Ok(names.into_iter().zip(answers).map(status).collect())
     }
 
     /// Stops a pool or a tenant: what runs goes on, what waits waits. Gives the earlier pause, which stays, if there is one.

@@ -1,7 +1,7 @@
 //! The scripts that change something, typed.
 
 use muse_proto::v1::JobErrorReason;
-use redis::{Script, ScriptInvocation};
+use redis::Script;
 
 use super::{
     Queue, backoff, scripts,
@@ -11,7 +11,7 @@ use super::{
     },
 };
 use crate::{
-    connection::RedisError,
+    connection::{Call, RedisError},
     jobs::{JobId, Nonce, stage_name},
 };
 
@@ -324,8 +324,8 @@ impl Queue {
         Ok(purged.collect())
     }
 
-    pub(super) fn on(&self, script: &'static Script, shard: u16) -> ScriptInvocation<'static> {
-        script.key(self.keys.shard(shard) + "meta")
+    pub(super) fn on(&self, script: &'static Script, shard: u16) -> Call {
+        Call::new(script, self.keys.shard(shard) + "meta")
     }
 }
 

@@ -182,20 +182,6 @@ async fn a_gateway_does_not_start_without_the_replicas_that_it_would_wait_for() 
 }
 
 #[tokio::test]
-async fn a_node_of_a_redis_cluster_is_refused() {
-    let node = Node::start(None, &["--cluster-enabled", "yes"]).await;
-    let url = format!("redis://127.0.0.1:{}", node.port);
-    let refused = Redis::connect(&config(url), Durability::Everysec)
-        .await
-        .err()
-        .unwrap();
-    assert!(
-        matches!(refused, StartupError::Unfit(Unfit::Cluster)),
-        "{refused}"
-    );
-}
-
-#[tokio::test]
 async fn a_client_hears_what_its_job_survives_and_when_that_is_too_little() {
     let mut group = Group::start(1).await;
     let mut config = cluster::config(&group.nodes[0].server);

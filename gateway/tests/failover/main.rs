@@ -9,3 +9,4 @@ mod confirmation;
 mod nodes;
 mod primaries;
 mod sentinel;
+mod slots;

@@ -18,6 +18,8 @@ pub const SERVICE: &str = "muse";
 pub struct Node {
     pub server: RedisServer,
     pub port: u16,
+    /// Where nodes of a cluster speak with it; 0 for other servers.
+    pub bus: u16,
 }
 
 /// A primary, and the replicas that follow it.
@@ -41,7 +43,7 @@ pub struct Passwords {
 }
 
 /// A port that nobody has now.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     listener.local_addr().expect("an address").port()
 }
@@ -75,6 +77,7 @@ impl Node {
         Self {
             server: RedisServer::start_with(&all).await,
             port,
+            bus: 0,
         }
     }
 

@@ -23,7 +23,7 @@ use crate::{
     support::{
         cluster::{self, RunningGateway},
         model, request,
-        scene::{Client, get, next, submit, watch},
+        scene::{Client, get, next, watch},
         soon, until,
         worker::FakeWorker,
     },
@@ -91,7 +91,7 @@ async fn submit_all(mut client: Client, number: u64, told: Arc<Told>) {
 }
 
 /// Completes every lease at once.
-fn work(mut worker: FakeWorker) -> JoinHandle<()> {
+pub(crate) fn work(mut worker: FakeWorker) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut beats = tokio::time::interval(Duration::from_millis(200));
         worker.credit(64).await;
@@ -221,7 +221,20 @@ async fn kill_the_primary(passwords: Option<Passwords>, jobs: usize) {
 
     // Bells ring on the new primary: this watch does not look by itself.
     let mut client = gateway.generation().await;
-    let job = submit(&mut client, "a dog").await;
+    // A busy machine may not confirm the first attempt in time; then it is sent again under its key, as clients do.
+    let job = until("another job", || {
+        let mut client = client.clone();
+        async move {
+            let submission = SubmitJobRequest {
+                request: Some(GenerationRequest {
+                    idempotency_key: "the last".to_owned(),
+                    ..request("a dog")
+                }),
+            };
+            client.submit_job(submission).await.ok()?.into_inner().job
+        }
+    })
+    .await;
     let mut events = watch(&mut client, &job.id, 0).await;
     while next(&mut events).await.is_some() {}
     working.abort();
