@@ -65,6 +65,8 @@ pub(crate) enum Command {
         #[arg(long, value_delimiter = ',', value_name = "JOBS")]
         depths: Vec<u64>,
     },
+    /// Simulated shards, 1 to 64 of each stage, on one gateway and one Redis
+    Scale,
     /// All of it
     All {
         /// Criterion's folder: its latest estimates go into the report
@@ -109,6 +111,11 @@ pub(crate) struct Settings {
     pub(crate) celery_jobs: u64,
     /// Claims of a round, one after another.
     pub(crate) claims: usize,
+    /// Time of a simulated shard's pass.
+    pub(crate) pass: Duration,
+    /// Rounds and length of a window of simulated shards.
+    pub(crate) scale_rounds: usize,
+    pub(crate) scale_window: Duration,
     /// Jobs that wait in the queue.
     pub(crate) depths: &'static [u64],
 }
@@ -127,6 +134,9 @@ const FULL: Settings = Settings {
     queue_jobs: 10_000,
     celery_jobs: 1_000,
     claims: 400,
+    pass: Duration::from_millis(100),
+    scale_rounds: 3,
+    scale_window: Duration::from_secs(10),
     depths: &[100, 10_000, 1_000_000],
 };
 
@@ -144,6 +154,9 @@ const QUICK: Settings = Settings {
     queue_jobs: 200,
     celery_jobs: 20,
     claims: 10,
+    pass: Duration::from_millis(20),
+    scale_rounds: 1,
+    scale_window: Duration::from_secs(1),
     depths: &[100, 1_000],
 };
 

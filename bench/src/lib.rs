@@ -82,6 +82,7 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
             ]
         }
         Command::Queue { depths } => queue::measure(arguments, &settings, &arguments.depths(depths)).await?,
+        Command::Scale => vec![queue::scale(arguments, &settings).await?],
         // Needs nothing that is measured, and ran before.
         Command::Compare { .. } => Vec::new(),
         Command::All { criterion } => {
@@ -93,6 +94,7 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
             sections.extend(loops::measure(arguments, &settings, bundle)?);
             sections.push(server::measure(arguments, &settings).await?);
             sections.extend(queue::measure(arguments, &settings, &arguments.depths(&[])).await?);
+            sections.push(queue::scale(arguments, &settings).await?);
             if let Some(folder) = criterion {
                 sections.push(inner_loops::read(folder)?);
             }

@@ -3,9 +3,12 @@
 mod depth;
 mod load;
 mod peers;
+mod scale;
 mod served;
 mod side_by_side;
 mod workers;
+
+pub(crate) use scale::measure as scale;
 
 use crate::{
     arguments::{Arguments, Settings},

@@ -164,9 +164,14 @@ pub(super) struct Session {
 impl Session {
     /// Attaches, and waits to be welcomed.
     pub(super) async fn attach(endpoint: &str, stage: Stage, rows: u32) -> anyhow::Result<Self> {
+        Self::attach_as(&format!("noop-{}", stage.as_str_name()), endpoint, stage, rows).await
+    }
+
+    /// As one of several workers of a stage.
+    pub(super) async fn attach_as(id: &str, endpoint: &str, stage: Stage, rows: u32) -> anyhow::Result<Self> {
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let hello = Message::Hello(Hello {
-            worker_id: format!("noop-{}", stage.as_str_name()),
+            worker_id: id.to_owned(),
             stage: stage.into(),
             model: Some(noop::model()),
             provider: "none".to_owned(),
@@ -187,7 +192,7 @@ impl Session {
         }
     }
 
-    async fn send(&self, message: Message) -> anyhow::Result<()> {
+    pub(super) async fn send(&self, message: Message) -> anyhow::Result<()> {
         let message = AttachRequest {
             message: Some(message),
         };
@@ -197,12 +202,12 @@ impl Session {
             .context("the worker's stream broke")
     }
 
-    async fn next(&mut self) -> anyhow::Result<Answer> {
+    pub(super) async fn next(&mut self) -> anyhow::Result<Answer> {
         let response = self.inbox.message().await?.context("the worker's stream ended")?;
         response.message.context("an answer without content")
     }
 
-    async fn complete(&self, lease: &Lease) -> anyhow::Result<()> {
+    pub(super) async fn complete(&self, lease: &Lease) -> anyhow::Result<()> {
         self.send(Message::Complete(noop::result_of(lease, &[]))).await
     }
 
