@@ -133,8 +133,8 @@ fn serve(blobs: &mut BTreeMap<String, Bytes>, request: &Parts, body: Bytes) -> A
         return refuse(StatusCode::NOT_FOUND, "ContainerNotFound");
     };
     let name = name.trim_start_matches('/');
-    match &request.method {
-        &Method::GET if asks("restype", "container") && asks("comp", "list") => {
+    match request.method {
+        Method::GET if asks("restype", "container") && asks("comp", "list") => {
             let prefix = query.get("prefix").cloned().unwrap_or_default();
             let found: String = blobs
                 .iter()
@@ -152,10 +152,10 @@ fn serve(blobs: &mut BTreeMap<String, Bytes>, request: &Parts, body: Bytes) -> A
             );
             Ok(text.into_response())
         }
-        &Method::POST if asks("restype", "container") && asks("comp", "batch") => {
+        Method::POST if asks("restype", "container") && asks("comp", "batch") => {
             delete(blobs, &String::from_utf8_lossy(&body))
         }
-        &Method::PUT if !name.is_empty() => {
+        Method::PUT if !name.is_empty() => {
             if request
                 .headers
                 .get("x-ms-blob-type")
@@ -166,7 +166,7 @@ fn serve(blobs: &mut BTreeMap<String, Bytes>, request: &Parts, body: Bytes) -> A
             blobs.insert(name.to_owned(), body);
             Ok((StatusCode::CREATED, [("etag", "e")]).into_response())
         }
-        &Method::GET if !name.is_empty() => match blobs.get(name) {
+        Method::GET if !name.is_empty() => match blobs.get(name) {
             Some(content) => {
                 Ok(([("etag", "e"), ("last-modified", LAST_MODIFIED)], content.clone()).into_response())
             }
