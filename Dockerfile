@@ -45,7 +45,7 @@ RUN pip install --no-cache-dir --no-deps --require-hashes --target wheel --requi
 
 # === what the images stand on ===
 
-# Certificates of public authorities, for a `rediss://` server or an OTLP collector with TLS. The slim image has none.
+# Certificates of public authorities, for a `rediss://` server, a bucket or an OTLP collector with TLS. The slim image has none.
 FROM debian:${DEBIAN}-slim AS certificates
 # The newest certificates are wanted, not pinned ones: authorities come and go.
 # hadolint ignore=DL3008

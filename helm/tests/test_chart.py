@@ -275,7 +275,15 @@ def test_sentinels_passwords_and_certificates_reach_the_gateway_as_files():
         "replicas": 1,
         "replicas_on_disk": True,
         "confirm_timeout_ms": 5000,
+        "shards": 1,
     }
+
+
+def test_the_nodes_of_a_redis_cluster_reach_the_gateway():
+    config, pod = gateway_of(values_of(CHART / "ci/cluster-values.yaml"))
+    assert config["redis"]["cluster_nodes"] == ["redis://node-0.queue:6379", "redis://node-1.queue:6379"]
+    assert config["queue"]["shards"] == 12 and "sentinels" not in config["redis"]
+    assert files_of(pod)[config["redis"]["password_file"]] == ("muse-redis", "password")
 
 
 def test_pictures_go_into_a_bucket_with_credentials_and_certificates_as_files():
@@ -309,6 +317,7 @@ def test_by_default_pictures_are_in_redis_and_no_replica_is_waited_for():
         "replicas": 0,
         "replicas_on_disk": False,
         "confirm_timeout_ms": 2000,
+        "shards": 1,
     }
 
 
@@ -419,6 +428,15 @@ REFUSED = {
         {"redis": {"external": {"url": "redis://q:1", "sentinelSecret": {"name": "s"}}}},
         "without redis.external.sentinels",
     ),
+    "cluster nodes and Sentinels": (
+        {"redis": {"external": {"url": "redis://q:1", "sentinels": ["redis://s:1"], "clusterNodes": ["redis://n:1"]}}},
+        "do not go with sentinels",
+    ),
+    "replicas in a cluster": (
+        {"redis": {"replicas": 1, "external": {"url": "redis://q:1", "clusterNodes": ["redis://n:1"]}}},
+        "not offered",
+    ),
+    "no shards": ({"redis": {"shards": 0}}, "shards"),
     "no time to confirm": ({"redis": {"confirmTimeoutMs": 0}}, "confirmTimeoutMs"),
     "pictures nowhere": ({"results": {"store": "ftp://host/a"}}, "store"),
     "keys in a bucket's address": ({"results": {"store": "s3://key:secret@bucket"}}, "store"),

@@ -9,6 +9,7 @@ mod support;
 
 mod bucket;
 mod cleaning;
+mod container;
 mod outage;
 mod signature;
 mod start;

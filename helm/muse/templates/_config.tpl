@@ -52,6 +52,9 @@ password_file = "/run/secrets/redis/password"
 sentinels = {{ . | toJson }}
 service_name = {{ $.root.Values.redis.external.serviceName | toJson }}
 {{- end }}
+{{- with .clusterNodes }}
+cluster_nodes = {{ . | toJson }}
+{{- end }}
 {{- if .sentinelSecret.name }}
 sentinel_password_file = "/run/secrets/sentinel/password"
 {{- end }}
@@ -66,6 +69,7 @@ durability = {{ .root.Values.redis.durability | toJson }}
 replicas = {{ .root.Values.redis.replicas }}
 replicas_on_disk = {{ .root.Values.redis.replicasOnDisk }}
 confirm_timeout_ms = {{ .root.Values.redis.confirmTimeoutMs }}
+shards = {{ .root.Values.redis.shards }}
 {{- with .root.Values.results }}
 
 [results]
