@@ -24,6 +24,9 @@ pub(crate) struct Arguments {
     /// Short rounds, to see that everything runs: the figures mean nothing
     #[arg(long, global = true)]
     pub(crate) quick: bool,
+    /// Rounds of whatever takes turns [default: 5, or 2 with --quick]
+    #[arg(long, global = true)]
+    pub(crate) rounds: Option<usize>,
     /// Python for the peers: NumPy, ONNX Runtime, tokenizers, Pillow
     #[arg(long, global = true, default_value = ".deps/python/bin/python")]
     pub(crate) python: PathBuf,
@@ -162,7 +165,11 @@ const QUICK: Settings = Settings {
 
 impl Arguments {
     pub(crate) fn settings(&self) -> Settings {
-        if self.quick { QUICK } else { FULL }
+        let settings = if self.quick { QUICK } else { FULL };
+        Settings {
+            rounds: self.rounds.map_or(settings.rounds, |rounds| rounds.max(1)),
+            ..settings
+        }
     }
 
     /// `--depths`, or those of the settings.

@@ -84,6 +84,16 @@ impl Table {
     }
 }
 
+impl Section {
+    pub(crate) fn markdown(&self) -> String {
+        let mut text = format!("\n## {}\n\n{}\n", self.title, self.text);
+        for table in &self.tables {
+            let _ = write!(text, "\n{}", table.markdown());
+        }
+        text
+    }
+}
+
 impl Verdict {
     pub(crate) fn at_least(what: impl Into<String>, series: &Series, target: f64) -> Self {
         Self::new(what, series, Some(Target::AtLeast(target)))
@@ -206,10 +216,7 @@ impl Report {
             text.push_str(&table.markdown());
         }
         for section in &self.sections {
-            let _ = writeln!(text, "\n## {}\n\n{}", section.title, section.text);
-            for table in &section.tables {
-                let _ = write!(text, "\n{}", table.markdown());
-            }
+            text.push_str(&section.markdown());
         }
         text
     }

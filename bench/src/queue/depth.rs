@@ -56,6 +56,7 @@ pub(super) async fn measure(
         all.push(Deep::fill(arguments, *depth).await?);
     }
     for round in 0..=settings.rounds {
+        say(&format!("round {round} of {} at all depths", settings.rounds));
         for (mode, fsync) in Fsync::ALL.into_iter().enumerate() {
             for deep in &mut all {
                 deep.round(mode, fsync, settings, round > 0).await?;
@@ -76,7 +77,10 @@ impl Deep {
         // The model is known as soon as a worker has attached.
         drop(Session::attach(&served.endpoint(), Stage::Base, ROWS).await?);
         let before = served.memory().await?;
-        load::streamed(&served.client().await?, depth).await?;
+        let (seconds, repeated) = load::streamed(&served.client().await?, depth).await?;
+        say(&format!(
+            "filled in {seconds:.0} s, {repeated} submissions repeated"
+        ));
         let job_bytes = (served.memory().await? - before) / depth as f64;
         Ok(Self {
             depth,

@@ -84,18 +84,20 @@ pub(super) async fn one_by_one(
     Ok(begun.elapsed().as_secs_f64())
 }
 
-/// `jobs` submissions over one stream; seconds until all were accepted.
-pub(super) async fn streamed(client: &GenerationClient<Channel>, jobs: u64) -> anyhow::Result<f64> {
+/// `jobs` submissions over one stream; seconds until all were accepted. What is refused for now is sent again, as clients do;
+/// the second figure is how often.
+pub(super) async fn streamed(client: &GenerationClient<Channel>, jobs: u64) -> anyhow::Result<(f64, u64)> {
     let (sender, items) = mpsc::channel(STREAM_OUTBOX);
     let begun = Instant::now();
+    let item = |number| SubmitJobsRequest {
+        sequence: number,
+        request: Some(request(number)),
+        until: SubmitJobsUntil::Accepted.into(),
+    };
+    let first = sender.clone();
     let producer = tokio::spawn(async move {
         for number in 0..jobs {
-            let item = SubmitJobsRequest {
-                sequence: number,
-                request: Some(request(number)),
-                until: SubmitJobsUntil::Accepted.into(),
-            };
-            if sender.send(item).await.is_err() {
+            if first.send(item(number)).await.is_err() {
                 break;
             }
         }
@@ -105,20 +107,35 @@ pub(super) async fn streamed(client: &GenerationClient<Channel>, jobs: u64) -> a
         .submit_jobs(ReceiverStream::new(items))
         .await?
         .into_inner();
-    let mut accepted = 0;
-    while let Some(answer) = answers.message().await? {
-        match answer.event.context("an answer without content")? {
-            Event::Accepted(_) => accepted += 1,
-            Event::Error(error) => bail!("a submission was refused: {}", error.message),
+    // The stream ends when nobody can send any more.
+    let mut again = Some(sender);
+    let (mut accepted, mut repeated) = (0, 0);
+    while accepted < jobs
+        && let Some(answer) = answers.message().await?
+    {
+        match (answer.event.context("an answer without content")?, &again) {
+            (Event::Accepted(_), _) => accepted += 1,
+            (Event::Error(error), Some(sender)) if error.retry_delay.is_some() => {
+                repeated += 1;
+                let (sender, delay) = (sender.clone(), error.retry_delay.unwrap_or_default());
+                let delay = muse_proto::std_duration(&delay).unwrap_or_default();
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    // Nobody listens any more when the run has failed.
+                    let _ = sender.send(item(answer.sequence)).await;
+                });
+            }
+            (Event::Error(error), _) => bail!("a submission was refused: {}", error.message),
             _ => {}
         }
     }
     let seconds = begun.elapsed().as_secs_f64();
+    again.take();
     producer.await?;
     if accepted != jobs {
         bail!("{accepted} of {jobs} submissions were accepted");
     }
-    Ok(seconds)
+    Ok((seconds, repeated))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub(crate) use scale::measure as scale;
 
 use crate::{
     arguments::{Arguments, Settings},
+    measure::say,
     report::Section,
 };
 
@@ -21,8 +22,9 @@ pub(crate) async fn measure(
     settings: &Settings,
     depths: &[u64],
 ) -> anyhow::Result<Vec<Section>> {
-    Ok(vec![
-        side_by_side::measure(arguments, settings).await?,
-        depth::measure(arguments, settings, depths).await?,
-    ])
+    let beside = side_by_side::measure(arguments, settings).await?;
+    // The deepest queue takes minutes: nobody should wait for it to see this, or lose it.
+    say(&beside.markdown());
+    let deep = depth::measure(arguments, settings, depths).await?;
+    Ok(vec![beside, deep])
 }

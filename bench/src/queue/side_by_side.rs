@@ -82,6 +82,7 @@ pub(super) async fn measure(arguments: &Arguments, settings: &Settings) -> anyho
     }
     let mut all = All::new();
     for round in 0..=settings.rounds {
+        say(&format!("round {round} of {} beside the peers", settings.rounds));
         for (mode, fsync) in Fsync::ALL.into_iter().enumerate() {
             served.set_fsync(fsync).await?;
             let mut rates = Vec::new();
@@ -119,7 +120,7 @@ pub(super) async fn measure(arguments: &Arguments, settings: &Settings) -> anyho
 async fn ours(served: &Served, who: Who, jobs: u64) -> anyhow::Result<(f64, f64)> {
     let client = served.client().await?;
     let submit = async |jobs| match who {
-        Who::Stream => load::streamed(&client, jobs).await,
+        Who::Stream => load::streamed(&client, jobs).await.map(|(seconds, _)| seconds),
         _ => load::one_by_one(&client, jobs, None).await,
     };
     // The model is known as soon as a worker has attached.
