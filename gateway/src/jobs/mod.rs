@@ -25,7 +25,7 @@ pub use self::{
 };
 use crate::{
     Error, config,
-    connection::Confirmed,
+    connection::{Confirmed, RedisError},
     models::Models,
     queue::{Cancellation, Idempotency, NewJob, Queue, Refusal, Submission, boost_ms},
     results::ResultStore,
@@ -163,8 +163,16 @@ impl Jobs {
         if !already_existed {
             metrics::counter!("muse_jobs_submitted_total", "model" => new.model).increment(1);
         }
+        let job = match self.get(tenant, &id.to_string()).await {
+            // It went with the server's last moments before it could be read back: nothing was accepted.
+            Err(Error::UnknownJob) => {
+                let lost = "Redis has lost what it took a moment ago".to_owned();
+                return Err(RedisError::Unavailable(lost).into());
+            }
+            job => job?,
+        };
         Ok(Submitted {
-            job: self.get(tenant, &id.to_string()).await?,
+            job,
             already_existed,
             durability: confirmed.map(durability).unwrap_or_default(),
         })
