@@ -25,7 +25,7 @@ pub use self::{
 };
 use crate::{
     Error, config,
-    connection::Confirmed,
+    connection::{Confirmed, RedisError},
     models::Models,
     queue::{Cancellation, Idempotency, NewJob, Queue, Refusal, Submission, boost_ms},
     results::ResultStore,
@@ -135,7 +135,14 @@ impl Jobs {
         } = self.accepted(&new, accepted?)?;
         let job = match seen {
             Some((record, rank)) if !already_existed => self.queue.located_at(record, rank).await,
-            _ => self.get(tenant, &id.to_string()).await?,
+            _ => match self.get(tenant, &id.to_string()).await {
+                // It went with the server's last moments before it could be read back: nothing was accepted.
+                Err(Error::UnknownJob) => {
+                    let lost = "Redis has lost what it took a moment ago".to_owned();
+                    return Err(RedisError::Unavailable(lost).into());
+                }
+                job => job?,
+            },
         };
         Ok(Submitted {
             job,

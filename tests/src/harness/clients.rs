@@ -215,7 +215,11 @@ impl Tenant {
                     continue;
                 };
                 if job.version <= version {
-                    self.wrong(format!("{id}: version {} after {version}", job.version));
+                    self.history.write(&Event::WentBack {
+                        job: id.to_owned(),
+                        from: version,
+                        to: job.version,
+                    });
                 }
                 version = job.version;
                 self.saw(&job);

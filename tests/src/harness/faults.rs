@@ -19,7 +19,7 @@ use super::{
     clients::Gateways,
     history::{Event, Log as _, now},
     proxy::Failpoint,
-    schedule::{Fault, REDIS},
+    schedule::{Fault, Promise, REDIS},
     server::limit_files,
     stage::{LEASE, Stage},
 };
@@ -128,6 +128,11 @@ impl Injector {
     pub fn heal(&self) {
         self.stage.proxy.disarm();
         self.stage.server.shift_clock(0).expect("the clock's file");
+        self.stage.history.write(&Event::Fault {
+            kind: Fault::ClockJump { ms: 0 }.kind().to_owned(),
+            target: REDIS.to_owned(),
+            lone: false,
+        });
     }
 
     fn arm(&self, count: usize) {
@@ -156,6 +161,7 @@ impl Injector {
             .unwrap_or_else(PoisonError::into_inner)
             .entry(fault.kind())
             .or_default() += 1;
+        let begun = now();
         self.stage.history.write(&Event::Fault {
             kind: fault.kind().to_owned(),
             target: part.to_owned(),
@@ -195,6 +201,15 @@ impl Injector {
             Fault::ScriptFlush => drop(self.stage.redis.ask(&["SCRIPT", "FLUSH"]).await),
         }
         if part == REDIS {
+            let ends = matches!(
+                fault,
+                Fault::Kill { .. } | Fault::TornLog { .. } | Fault::DiskFull { .. }
+            );
+            if ends && self.stage.promise == Promise::Everysec {
+                // The server puts off writing, too, while the disk is busy with what it has.
+                let from = begun.saturating_sub(LATEST_WRITE.as_micros() as u64);
+                self.stage.history.write(&Event::Unsynced { from, to: now() });
+            }
             self.stage.history.write(&Event::RedisBack { lone });
         }
     }

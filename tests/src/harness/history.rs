@@ -70,6 +70,8 @@ pub enum Event {
     Seen { job: String, view: View },
     /// NOT_FOUND.
     Missing { job: String },
+    /// A watch told a version that is not above the one before it.
+    WentBack { job: String, from: u64, to: u64 },
     /// An operator gives a dead job another life.
     Reviving { job: String },
     /// An operator forgets a dead job.

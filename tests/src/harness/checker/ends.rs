@@ -33,6 +33,13 @@ pub(super) fn check(records: &[Record], jobs: &Jobs, verdict: &mut Verdict) {
                 let what = format!("{code} to {tenant} without RetryInfo");
                 verdict.breach(Invariant::RefusalsSayWhen, what);
             }
+            // What was taken from the disk takes versions with it.
+            Event::WentBack { job, from, to } if jobs.known.get(job).is_none_or(|known| !known.unsynced) => {
+                verdict.breach(
+                    Invariant::EndsAreFinal,
+                    format!("{job}: version {to} after {from}"),
+                );
+            }
             Event::Wrong { what } => verdict.breach(Invariant::EndsAreRight, what.clone()),
             _ => {}
         }
@@ -85,7 +92,7 @@ fn keys(records: &[Record], jobs: &Jobs, verdict: &mut Verdict) {
 
 fn is_there(id: &str, known: &Known, verdict: &mut Verdict) {
     match &known.swept {
-        Some(_) if known.purged => {
+        Some(_) if known.purged && !known.unsynced => {
             verdict.breach(Invariant::EndsAreFinal, format!("{id} was purged and is there"));
         }
         Some((_, view)) if !is_terminal(&view.state) => {

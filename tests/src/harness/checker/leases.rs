@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Invariant, Jobs, Verdict};
+use super::{Bounds, Invariant, Jobs, Verdict};
 use crate::{
     harness::history::{Event, JobKind, Record},
     noop,
@@ -30,25 +30,40 @@ struct Commit<'a> {
     told_later: bool,
 }
 
+/// Cancelled, or put back by an operator: when it was sent and answered.
+struct TakenBack {
+    sent: u64,
+    at: u64,
+    /// Put back: of a job whose lease had run out, which waits already, that changes nothing.
+    requeued: bool,
+}
+
 #[derive(Default)]
 struct Story<'a> {
     grants: Vec<Grant<'a>>,
     commits: Vec<Commit<'a>>,
-    /// Cancelled, requeued: when it was sent and answered.
-    taken_back: Vec<(u64, u64)>,
+    taken_back: Vec<TakenBack>,
     /// Ends other than by a result.
     other_ends: usize,
 }
 
-pub(super) fn check(records: &[Record], jobs: &Jobs, verdict: &mut Verdict) {
+pub(super) fn check(records: &[Record], jobs: &Jobs, bounds: &Bounds, verdict: &mut Verdict) {
     let stories = stories(records);
+    let lease = bounds.lease.as_micros() as u64;
+    let jumps: Vec<u64> = records
+        .iter()
+        .filter(|record| matches!(&record.event, Event::Fault { kind, .. } if kind == "clock jump"))
+        .map(|record| record.at)
+        .collect();
+    // Whether a lease that was given then was surely not over: a jump of the clock may cost it as much as it has.
+    let held = |from: u64, to: u64| to < from + lease && !jumps.iter().any(|jump| (from..=to).contains(jump));
     for (id, story) in &stories {
         let known = jobs.known.get(*id);
         if known.is_none_or(|known| known.unsynced) {
             continue;
         }
         once(id, story, known.map_or(0, |known| known.revivals), verdict);
-        stale(id, story, verdict);
+        stale(id, story, &held, verdict);
         let swept = known.and_then(|known| known.swept.as_ref().map(|swept| (known.kind, swept)));
         if let Some((kind, (seed, view))) = swept
             && kind != JobKind::Real
@@ -132,7 +147,11 @@ fn stories(records: &[Record]) -> HashMap<&str, Story<'_>> {
             }
             Event::TakenBack { sent, job, state } => {
                 let story = stories.entry(job).or_default();
-                story.taken_back.push((*sent, *at));
+                story.taken_back.push(TakenBack {
+                    sent: *sent,
+                    at: *at,
+                    requeued: state == "queued",
+                });
                 story.other_ends += usize::from(state == "cancelled");
             }
             _ => {}
@@ -163,7 +182,7 @@ fn once(id: &str, story: &Story<'_>, revivals: usize, verdict: &mut Verdict) {
 }
 
 /// A result must not count that was sent after the stage had been granted to another, or taken back.
-fn stale(id: &str, story: &Story<'_>, verdict: &mut Verdict) {
+fn stale(id: &str, story: &Story<'_>, held: &impl Fn(u64, u64) -> bool, verdict: &mut Verdict) {
     for commit in &story.commits {
         let Some(own) = story.grants.iter().find(|grant| grant.nonce == commit.nonce) else {
             verdict.breach(
@@ -183,11 +202,11 @@ fn stale(id: &str, story: &Story<'_>, verdict: &mut Verdict) {
             let what = format!("{id}: {} counts, after {} was granted", commit.nonce, later.nonce);
             verdict.breach(Invariant::NoStaleCommit, what);
         }
-        if story
-            .taken_back
-            .iter()
-            .any(|(sent, at)| *sent > own.at && *at < commit.sent)
-        {
+        let taken_back = story.taken_back.iter().any(|taken| {
+            let between = taken.sent > own.at && taken.at < commit.sent;
+            between && (!taken.requeued || held(own.sent, taken.at))
+        });
+        if taken_back {
             let what = format!("{id}: {} counts, after the job was taken back", commit.nonce);
             verdict.breach(Invariant::NoStaleCommit, what);
         }

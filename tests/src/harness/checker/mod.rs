@@ -128,7 +128,7 @@ pub fn check(records: &[Record], bounds: &Bounds) -> Verdict {
     let jobs = Jobs::of(records);
     let mut verdict = Verdict::default();
     ends::check(records, &jobs, &mut verdict);
-    leases::check(records, &jobs, &mut verdict);
+    leases::check(records, &jobs, bounds, &mut verdict);
     measures::check(records, bounds, &mut verdict);
     recovery::check(records, bounds, &mut verdict);
     verdict
@@ -234,7 +234,7 @@ impl Jobs {
                 }
             }
             Event::Purging { job } => {
-                if let Some(known) = self.known.get_mut(job) {
+                if let Some(known) = self.touch(job, at) {
                     known.purged = true;
                 }
             }

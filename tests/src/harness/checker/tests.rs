@@ -161,6 +161,10 @@ impl Story {
     }
 }
 
+fn is_superres(event: &Event) -> bool {
+    matches!(event, Event::Granted { stage, .. } | Event::Completed { stage, .. } if stage == "superres")
+}
+
 fn is_sweep(event: &Event) -> bool {
     matches!(event, Event::Swept { .. })
 }
@@ -263,6 +267,14 @@ fn an_end_that_is_left_or_told_in_two_ways_is_found() {
     assert_eq!(left.breaches(), [Invariant::EndsAreFinal]);
     let told = good().with(3000, seen(view(9, "JOB_STATE_CANCELLED")));
     assert_eq!(told.breaches(), [Invariant::EndsAreFinal]);
+    let back = || Event::WentBack {
+        job: text(JOB),
+        from: 9,
+        to: 5,
+    };
+    assert_eq!(good().with(3000, back()).breaches(), [Invariant::EndsAreFinal]);
+    let unsynced = Event::Unsynced { from: 0, to: 20_000 };
+    assert_eq!(good().with(3000, back()).with(3001, unsynced).breaches(), []);
     let purged = good().with(8000, Event::Purging { job: text(JOB) });
     assert_eq!(purged.breaches(), [Invariant::EndsAreFinal]);
 }
@@ -322,6 +334,23 @@ fn a_result_of_a_lease_that_another_had_replaced_is_found() {
         },
     );
     assert_eq!(requeued.breaches(), [Invariant::NoStaleCommit]);
+    // Long after the lease was given it may have run out: then the job waits, may be finished late, and is put back for nothing.
+    let waiting = good()
+        .without(|event| {
+            matches!(event, Event::Completed { stage, .. } if stage == "base") || is_superres(event)
+        })
+        .with(
+            4600,
+            Event::TakenBack {
+                sent: 4_590_000,
+                job: text(JOB),
+                state: text("queued"),
+            },
+        )
+        .with(4700, complete(4690, "bb", "base", "accepted"))
+        .with(4800, grant(4790, "cc", "superres", OTHER))
+        .with(4900, complete(4890, "cc", "superres", "accepted"));
+    assert_eq!(waiting.breaches(), []);
     let never = good().without(|event| matches!(event, Event::Granted { nonce, .. } if nonce == "bb"));
     assert!(never.breaches().contains(&Invariant::NoStaleCommit));
 }
@@ -560,4 +589,20 @@ fn what_an_answer_should_not_be_and_pictures_that_differ_for_one_prompt_are_foun
     };
     assert_eq!(two("p", "p"), []);
     assert_eq!(two("p", "q"), [Invariant::EndsAreRight]);
+}
+
+/// A history that was kept, judged again: MUSE_FAULT_JUDGE names the file.
+#[test]
+#[ignore = "needs a history"]
+fn a_kept_history_is_judged() {
+    let Some(path) = std::env::var_os("MUSE_FAULT_JUDGE") else {
+        return;
+    };
+    let text = std::fs::read_to_string(&path).unwrap();
+    let records: Vec<Record> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let verdict = check(&records, &Bounds::default());
+    assert!(verdict.violations.is_empty(), "{verdict}");
 }
