@@ -165,6 +165,7 @@ fn section(all: &All, missing: &[Peer], versions: &[String], settings: &Settings
             let name = peer.name();
             for (what, own, other) in [
                 ("whole jobs/s, a call for each", &calls.jobs, &peers.jobs),
+                ("whole jobs/s, over SubmitJobs", &stream.jobs, &peers.jobs),
                 ("submits/s, a call for each", &calls.adds, &peers.adds),
                 ("submits/s, over SubmitJobs", &stream.adds, &peers.adds),
             ] {
