@@ -2,7 +2,7 @@
 #
 # Everything is built once, in the dev profile, for `demo` and `test` alike.
 
-PROMPT ?= two red apples on a blue background
+PROMPT ?= three strawberries on a yellow background
 OUT ?= demo.png
 BUNDLE ?= bundles/demo
 PYTHON ?= python3
