@@ -35,6 +35,8 @@ const CLIENTS: usize = 8;
 const FASTER: f64 = 1.5;
 /// For loading the bundle in Python.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// For one picture.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two attempts until then.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -132,6 +134,8 @@ impl Server {
             .args(["--address", &address.ip().to_string()])
             .args(["--port", &address.port().to_string()])
             .args(["--log-level", "warning"])
+            // Milliseconds for a request with its wait; the default of 3 s is too short for a full batch on a small machine.
+            .args(["--timeout", &PATIENCE.as_millis().to_string()])
             .env("MUSE_BUNDLE", &arguments.bundle)
             .env("MUSE_THREADS", arguments.cores().to_string())
             .env("MUSE_BATCH", CLIENTS.to_string())
