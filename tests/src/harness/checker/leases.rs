@@ -133,7 +133,8 @@ fn stories(records: &[Record]) -> HashMap<&str, Story<'_>> {
                     nonce,
                     stage,
                     digest,
-                    ended: state == "succeeded" || stage == LAST_STAGE,
+                    // A repetition tells the state of its own time: another stage may have ended the job since.
+                    ended: stage == LAST_STAGE || (outcome == "accepted" && state == "succeeded"),
                     told_later: outcome == "duplicate",
                 });
             }

@@ -591,6 +591,36 @@ fn what_an_answer_should_not_be_and_pictures_that_differ_for_one_prompt_are_foun
     assert_eq!(two("p", "q"), [Invariant::EndsAreRight]);
 }
 
+/// A base shard whose answer was lost asks again when super-resolution has ended the job meanwhile.
+#[test]
+fn a_repetition_that_tells_of_another_stages_end_is_no_end() {
+    let is_answer = |event: &Event| matches!(event, Event::Completed { stage, .. } | Event::Acked { job: stage, .. } if stage == "base" || stage == JOB);
+    let Event::Completed {
+        sent,
+        job,
+        nonce,
+        stage,
+        digest,
+        outcome,
+        other,
+        ..
+    } = complete(2840, "bb", "base", "duplicate")
+    else {
+        unreachable!("a completion");
+    };
+    let again = Event::Completed {
+        sent,
+        job,
+        nonce,
+        stage,
+        digest,
+        outcome,
+        state: text("succeeded"),
+        other,
+    };
+    assert_eq!(good().without(is_answer).with(2850, again).breaches(), []);
+}
+
 /// A history that was kept, judged again: MUSE_FAULT_JUDGE names the file.
 #[test]
 #[ignore = "needs a history"]
