@@ -7,15 +7,12 @@ reads and answers as `peer` says. aMUSEd has no super-resolution: one transforme
 grid of the last stage. Its text encoder is CLIP's, here with the bundle's encoder's width and layers. No gradients.
 """
 
-import argparse
-from pathlib import Path
-
 import diffusers
 import torch
 import transformers
 from diffusers.pipelines.deprecated.amused.pipeline_amused import AmusedPipeline
 from peer import answer
-from pytorch_peer import Shapes, parameters, png
+from pytorch_peer import Shapes, files, parameters, shapes_from_command_line
 
 MICRO_CONDITIONS = 5
 """Numbers beside the text that the pipeline conditions on."""
@@ -54,13 +51,7 @@ def pipeline(shapes: Shapes) -> AmusedPipeline:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--configs", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    shapes = Shapes(arguments.bundle, arguments.configs)
+    shapes = shapes_from_command_line(__doc__)
     amused = pipeline(shapes)
     length = shapes.manifest["text"]["max_length"]
 
@@ -79,7 +70,7 @@ def main() -> None:
             negative_encoder_hidden_states=empty_states, num_inference_steps=shapes.base.steps,
             guidance_scale=1 + shapes.base.guidance, generator=torch.Generator().manual_seed(seed), output_type="pt",
         ).images
-        return png(images)
+        return files(images)
 
     sizes = f"a transformer of {parameters(amused.transformer)} parameters"
     answer(make, f"diffusers {diffusers.__version__}, PyTorch {torch.__version__}, {sizes}")

@@ -7,15 +7,12 @@ reads and answers as `peer` says. `Muse.forward` as that package has it: the bas
 way to super-resolution. Text through Hugging Face's T5 encoder of the bundle's shape. Fused attention; no gradients.
 """
 
-import argparse
-from pathlib import Path
-
 import muse_maskgit_pytorch
 import torch
 import transformers
 from muse_maskgit_pytorch import t5
 from peer import answer
-from pytorch_peer import Shape, Shapes, parameters, png
+from pytorch_peer import Shape, Shapes, files, parameters, shapes_from_command_line
 
 ENCODER = "bundle"
 """By what name the package finds the text encoder."""
@@ -60,16 +57,10 @@ def stage(shape: Shape, side: int, channels: list[int], **others) -> muse_maskgi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--configs", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     # A bar on stderr for every stage of every call would be measured with it.
     muse_maskgit_pytorch.muse_maskgit_pytorch.tqdm = lambda steps, **_: steps
 
-    shapes = Shapes(arguments.bundle, arguments.configs)
+    shapes = shapes_from_command_line(__doc__)
     encoder = text_encoder(shapes)
     t5.T5_CONFIGS[ENCODER] = {"config": encoder.config, "model": encoder, "tokenizer": _Tokenizer(shapes)}
     base = stage(shapes.base, shapes.base_side, shapes.decoder_channels)
@@ -85,7 +76,7 @@ def main() -> None:
         images = superres.generate(
             texts=prompts, cond_images=low, timesteps=shapes.superres.steps, cond_scale=1 + shapes.superres.guidance
         )
-        return png(images)
+        return files(images)
 
     sizes = f"transformers of {parameters(base.transformer)} and {parameters(superres.transformer)} parameters"
     answer(make, f"muse-maskgit-pytorch 0.3.5, PyTorch {torch.__version__}, {sizes}")

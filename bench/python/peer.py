@@ -4,10 +4,24 @@ The first line that a peer writes says what it is; then it reads lines {"prompts
 each with {"seconds": …, "pictures": …}, by its own clock: what passes through the pipe is not its work.
 """
 
+import io
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from PIL import Image
+
+
+def png(pictures: Iterable[np.ndarray]) -> list[bytes]:
+    """A file for each picture, uint8 [H, W, 3]."""
+    files = []
+    for pixels in pictures:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        files.append(file.getvalue())
+    return files
 
 
 def answer(make: Callable[[list[str], int], list[bytes]], versions: str) -> None:

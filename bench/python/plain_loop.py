@@ -12,15 +12,13 @@ reads and answers as `peer` says. With --out FOLDER it also keeps the pictures, 
 """
 
 import argparse
-import io
 import math
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from peer import answer
-from PIL import Image
+from peer import answer, png
 from tokenizers import Tokenizer
 
 MASKED = {
@@ -133,12 +131,7 @@ class Model:
             grids = self.decode(index, text, mask, grids, random)
         (images,) = self.decoder.run(["image"], {"tokens": grids})
         pixels = (images.clip(0, 1) * 255 + 0.5).astype(np.uint8).transpose(0, 2, 3, 1)
-        files = []
-        for picture in pixels:
-            file = io.BytesIO()
-            Image.fromarray(picture).save(file, "PNG")
-            files.append(file.getvalue())
-        return files
+        return png(pixels)
 
 
 def gumbel(shape: tuple[int, ...], random) -> np.ndarray:

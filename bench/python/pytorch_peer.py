@@ -1,17 +1,28 @@
-"""What the PyTorch peers share: the bundle's shapes, its tokenizer, and pictures as PNG.
+"""What the PyTorch peers share: their command line, the bundle's shapes, its tokenizer, and pictures as files.
 
 Their weights are random: speed does not depend on them. Shapes come from the manifest, and from the configurations that the
 bundle's parts were trained by where the manifest has no need to say them.
 """
 
-import io
+import argparse
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
+from peer import png
 from tokenizers import Tokenizer
+
+
+def shapes_from_command_line(description: str) -> "Shapes":
+    """What `--bundle` and `--configs` say; `--threads` is set."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--configs", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    return Shapes(arguments.bundle, arguments.configs)
 
 
 @dataclass(frozen=True)
@@ -64,15 +75,9 @@ def _model(path: Path) -> dict:
     return tomllib.loads(path.read_text())["model"]
 
 
-def png(images: torch.Tensor) -> list[bytes]:
-    """f32 [B, 3, H, W] in 0..1 as files."""
-    pixels = (images.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    files = []
-    for picture in pixels:
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "PNG")
-        files.append(file.getvalue())
-    return files
+def files(images: torch.Tensor) -> list[bytes]:
+    """f32 [B, 3, H, W] in 0..1 as PNG."""
+    return png((images.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
 def parameters(module: torch.nn.Module) -> str:
