@@ -73,7 +73,7 @@ pub(crate) async fn measure(
         text: format!(
             "{} jobs, the same in both clusters, taken from one list by eight clients; their steps (base/super-resolution) are {}. \
              In the second cluster a pass has room for one guided picture alone (`batcher.row_budget = 2`), and its two stages \
-             still work side by side. The pass-time curve above predicts a gain of {predicted:.2}: the time that each picture's \
+             still work side by side. The engine's pass-time curve (`muse-bench engine`) predicts a gain of {predicted:.2}: the time that each picture's \
              steps take at two rows a pass, against its share of a pass of as many rows as eight clients and the row budget \
              allow.",
             clients * settings.mixed_jobs,

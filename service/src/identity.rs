@@ -105,17 +105,22 @@ impl Authentication {
     pub fn identify(&self, metadata: &HeaderMap) -> Result<Tenant, Error> {
         match self {
             Self::None => Ok(Tenant::default()),
-            Self::Proxied(header) => match metadata.get(header) {
-                None => Ok(Tenant::default()),
-                // Never another tenant than the one named: a name that cannot be is nobody's.
-                Some(name) => name
-                    .to_str()
-                    .ok()
-                    .and_then(|name| Tenant::new(name).ok())
-                    .ok_or_else(|| {
-                        Error::new(ErrorKind::Unauthenticated, format!("{header}: {InvalidTenant}"))
-                    }),
-            },
+            Self::Proxied(header) => {
+                let refused =
+                    |why: String| Error::new(ErrorKind::Unauthenticated, format!("{header}: {why}"));
+                let mut names = metadata.get_all(header).iter();
+                match (names.next(), names.next()) {
+                    (None, _) => Ok(Tenant::default()),
+                    // Never another tenant than the one named: a name that cannot be is nobody's.
+                    (Some(name), None) => name
+                        .to_str()
+                        .ok()
+                        .and_then(|name| Tenant::new(name).ok())
+                        .ok_or_else(|| refused(InvalidTenant.to_string())),
+                    // One of them may be the caller's own, before which a proxy has put its word, or after.
+                    (Some(_), Some(_)) => Err(refused("it is there more than once".to_owned())),
+                }
+            }
         }
     }
 
@@ -236,6 +241,13 @@ mod tests {
         for name in ["", "Lab", "a:b"] {
             assert!(named(name).is_err(), "{name}");
         }
+        let mut twice = HeaderMap::new();
+        twice.append("x-tenant", http::HeaderValue::from_static("mine"));
+        twice.append("x-tenant", http::HeaderValue::from_static("lab"));
+        assert!(
+            proxied.identify(&twice).is_err(),
+            "a caller's own word beside the proxy's"
+        );
         assert!(proxied.may_listen("0.0.0.0:0".parse().unwrap(), false).is_err());
     }
 

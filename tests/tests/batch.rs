@@ -279,6 +279,11 @@ async fn a_hundred_thousand_lines_in_flat_memory_though_musectl_is_killed_twice(
     gateway_watch.abort();
     let gateway = gateway.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let tenth = gateway.len() / 10;
+    assert!(
+        tenth > 0,
+        "too few samples of the gateway's memory: {}",
+        gateway.len()
+    );
     // Its first jobs make its caches and buffers; from then on every job leaves as much as it took.
     let settled = gateway.get(tenth..).unwrap_or_default();
     let early = settled

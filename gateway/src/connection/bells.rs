@@ -222,7 +222,7 @@ impl Drop for Revocations {
 }
 
 async fn listen(redis: Redis, board: Weak<Board>, prefixes: Vec<String>) {
-    let delay = Duration::from_millis(redis.config().reconnect_delay_ms);
+    let delay = redis.reconnect_delay();
     while board.strong_count() > 0 {
         if let Err(error) = listen_once(&redis, &board, &prefixes).await {
             tracing::debug!(%error, "the doorbells' connection ended");

@@ -123,6 +123,11 @@ impl Redis {
         self.0.first.patience()
     }
 
+    /// Between two attempts at what a server does not give.
+    pub fn reconnect_delay(&self) -> Duration {
+        Duration::from_millis(self.config().reconnect_delay_ms)
+    }
+
     /// The state of a connection, for the doorbells, which follow it: a cluster rings on all of its nodes.
     pub(super) fn links(&self) -> watch::Receiver<Link> {
         self.0.first.links()

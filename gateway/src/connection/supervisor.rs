@@ -227,6 +227,7 @@ impl Server {
         tokio::spawn(async move {
             let mut generation = 1;
             let mut checked = Instant::now();
+            let mut connected = Instant::now();
             loop {
                 // Wakes at each ping, and at once when a call has retired the connection.
                 let down = link.wait_for(|link| matches!(link, Link::Down { .. }));
@@ -242,9 +243,17 @@ impl Server {
                         }
                         continue;
                     }
+                    // A server that takes connections and no commands, such as one that loads its log, is not dialled as
+                    // fast as it answers.
+                    Link::Down { .. } if connected.elapsed() < delay => {
+                        drop(inner);
+                        tokio::time::sleep(delay).await;
+                        continue;
+                    }
                     Link::Down { .. } => match inner.establish(generation + 1).await {
                         Ok((line, _)) => {
                             generation += 1;
+                            connected = Instant::now();
                             let server = line.client.get_connection_info().addr();
                             tracing::info!(generation, %server, "connected to Redis again");
                             inner.link.send_replace(Link::Up(Box::new(line)));

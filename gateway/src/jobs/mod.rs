@@ -27,7 +27,7 @@ use crate::{
     Error, config,
     connection::{Confirmed, RedisError},
     models::Models,
-    queue::{Cancellation, Idempotency, NewJob, Queue, Refusal, Submission, boost_ms},
+    queue::{Acceptance, Cancellation, Idempotency, NewJob, Queue, Refusal, Submission, boost_ms},
     results::ResultStore,
     validate,
     watch::{Ends, News, Watcher},
@@ -128,13 +128,17 @@ impl Jobs {
         // The look is sent right behind the submission, so that it costs no turn of the server's of its own.
         let accept = self.queue.accept(&new).instrument(submit_span(&new));
         let (accepted, seen) = tokio::join!(accept, self.queue.look(&new));
+        let accepted = accepted?;
+        let repeated = accepted.repeated;
         let Accepted {
             id,
             already_existed,
             durability,
-        } = self.accepted(&new, accepted?)?;
+        } = self.accepted(&new, accepted)?;
         let job = match seen {
-            Some((record, rank)) if !already_existed => self.queue.located_at(record, rank).await,
+            Some((record, rank)) if !already_existed && !repeated => {
+                self.queue.located_at(record, rank).await
+            }
             _ => match self.get(tenant, &id.to_string()).await {
                 // It went with the server's last moments before it could be read back: nothing was accepted.
                 Err(Error::UnknownJob) => {
@@ -204,12 +208,8 @@ impl Jobs {
     }
 
     /// What the queue's answer means for the client.
-    fn accepted(
-        &self,
-        new: &NewJob,
-        (submission, confirmed): (Submission, Option<Confirmed>),
-    ) -> Result<Accepted, Error> {
-        let (id, already_existed) = match submission {
+    fn accepted(&self, new: &NewJob, accepted: Acceptance) -> Result<Accepted, Error> {
+        let (id, already_existed) = match accepted.submission {
             Submission::Created(id) => (id, false),
             Submission::Existed(id) => (id, true),
             Submission::Conflict => return Err(Error::IdempotencyConflict),
@@ -232,7 +232,7 @@ impl Jobs {
         Ok(Accepted {
             id,
             already_existed,
-            durability: confirmed.map(durability).unwrap_or_default(),
+            durability: accepted.confirmed.map(durability).unwrap_or_default(),
         })
     }
 

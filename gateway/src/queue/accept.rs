@@ -5,6 +5,17 @@ use tokio::time::Instant;
 use super::{NewJob, Queue, Submission};
 use crate::connection::{Confirmed, RedisError};
 
+/// What came of a submission.
+#[derive(Debug)]
+pub struct Acceptance {
+    /// What the queue said.
+    pub submission: Submission,
+    /// What a job in the queue survives; `None` for one that was refused.
+    pub confirmed: Option<Confirmed>,
+    /// It was submitted more than once: what was read in between may be of a job that went with a failover.
+    pub repeated: bool,
+}
+
 impl Queue {
     /// Submits a job and waits until it is confirmed, also when it was there before: an earlier call may have been refused for
     /// want of a confirmation. A job that went with a failover before it was confirmed is submitted again.
@@ -12,16 +23,31 @@ impl Queue {
     /// # Errors
     /// [`RedisError::NotConfirmed`]: the job is in the queue, but a failover may lose it. Repeating the submission under the
     /// same idempotency key asks again.
-    pub async fn accept(&self, job: &NewJob) -> Result<(Submission, Option<Confirmed>), RedisError> {
+    pub async fn accept(&self, job: &NewJob) -> Result<Acceptance, RedisError> {
+        let mut repeated = false;
         let limit = Instant::now() + self.redis.patience();
         loop {
             let submission = self.submit(job).await?;
             let (Submission::Created(id) | Submission::Existed(id)) = &submission else {
-                return Ok((submission, None));
+                return Ok(Acceptance {
+                    submission,
+                    confirmed: None,
+                    repeated,
+                });
             };
             match self.redis.confirm(&self.job_key(*id)).await {
-                Ok(confirmed) => return Ok((submission, Some(confirmed))),
-                Err(RedisError::Unavailable(_)) if Instant::now() < limit => {}
+                Ok(confirmed) => {
+                    return Ok(Acceptance {
+                        submission,
+                        confirmed: Some(confirmed),
+                        repeated,
+                    });
+                }
+                Err(RedisError::Unavailable(_)) if Instant::now() < limit => {
+                    repeated = true;
+                    // A server that takes commands and no further connection must not be asked as fast as it answers.
+                    tokio::time::sleep(self.redis.reconnect_delay()).await;
+                }
                 Err(error) => {
                     metrics::counter!("muse_jobs_unconfirmed_total").increment(1);
                     return Err(error);

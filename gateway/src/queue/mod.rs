@@ -19,6 +19,7 @@ mod types;
 mod write;
 
 pub use self::{
+    accept::Acceptance,
     audit::{AuditError, AuditEvent, Audited, Fault, Finding},
     compose::compose,
     keys::Keys,

@@ -90,6 +90,16 @@ impl Cleaner {
     }
 
     async fn clean(&mut self) -> Result<(), ResultsError> {
+        // One picture that may not be deleted must not end all sweeps.
+        let deleted = self.delete_backlog().await;
+        let swept = match &self.sweeper {
+            Some(sweeper) => sweeper.round(&mut self.walk).await,
+            None => Ok(()),
+        };
+        deleted.and(swept)
+    }
+
+    async fn delete_backlog(&mut self) -> Result<(), ResultsError> {
         while self.backlog.len() < self.capacity
             && let Ok(discarded) = self.inbox.try_recv()
         {
@@ -121,9 +131,6 @@ impl Cleaner {
                 return Err(error);
             }
         }
-        match &self.sweeper {
-            Some(sweeper) => sweeper.round(&mut self.walk).await,
-            None => Ok(()),
-        }
+        Ok(())
     }
 }

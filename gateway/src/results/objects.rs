@@ -56,18 +56,19 @@ impl ObjectResults {
         self.bucket.store.list(prefix)
     }
 
-    /// Deletes objects; one that is gone already is no failure.
+    /// Deletes objects, also those after one that cannot be; one that is gone already is no failure.
     pub(super) async fn remove(&self, objects: Vec<Path>) -> Result<(), ResultsError> {
         self.limited("delete", async {
             let objects = stream::iter(objects.into_iter().map(Ok)).boxed();
             let mut deleted = self.bucket.store.delete_stream(objects);
+            let mut failure = None;
             while let Some(outcome) = deleted.next().await {
                 match outcome {
                     Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                    Err(error) => return Err(error),
+                    Err(error) => failure = Some(error),
                 }
             }
-            Ok(())
+            failure.map_or(Ok(()), Err)
         })
         .await
     }

@@ -25,6 +25,7 @@ pub(super) struct Sweeper {
     objects: Arc<ObjectResults>,
     queue: Queue,
     keep: Duration,
+    grace: Duration,
     every: Duration,
     batch: usize,
 }
@@ -45,15 +46,16 @@ enum Fate {
     Delete,
 }
 
-/// `age` since they were written; `keep`: for how long a job is known after it has ended, with a margin for clocks that differ.
-fn fate(holder: Holder, nonce: Nonce, age: Duration, keep: Duration) -> Fate {
+/// `age` since they were written; `keep`: for how long a job is known after it has ended, with `grace`, a margin for clocks that
+/// differ and for an end that a failover takes back.
+fn fate(holder: Holder, nonce: Nonce, age: Duration, (keep, grace): (Duration, Duration)) -> Fate {
     let is_orphan = match holder {
         // Its job ended at most `keep` ago, or a write outlived the job itself.
         Holder::Unknown => age > keep,
         // The lease may still be finished, late.
         Holder::Live => false,
         // A nonce that was not committed by the end is refused from then on, also in a second life.
-        Holder::Ended { pictures } => pictures != Some(nonce),
+        Holder::Ended { pictures } => pictures != Some(nonce) && age > grace,
     };
     if is_orphan { Fate::Delete } else { Fate::Keep }
 }
@@ -70,6 +72,7 @@ impl Sweeper {
             objects,
             queue,
             keep,
+            grace: Duration::from_secs(config.grace_seconds),
             every: Duration::from_secs(config.sweep_seconds),
             batch: config.sweep_batch,
         }
@@ -162,9 +165,16 @@ impl Sweeper {
         let orphans = self.orphans(objects).await?;
         let count = orphans.len() as u64;
         if count > 0 {
-            self.objects.remove(orphans).await?;
-            metrics::counter!("muse_results_orphans_total").increment(count);
-            walk.deleted += count;
+            match self.objects.remove(orphans).await {
+                Ok(()) => {
+                    metrics::counter!("muse_results_orphans_total").increment(count);
+                    walk.deleted += count;
+                }
+                // One that may not be deleted must not hide what comes after it; the next sweep tries again.
+                Err(error) => {
+                    tracing::warn!(%error, "an orphaned picture cannot be deleted; the sweep goes on");
+                }
+            }
         }
         Ok(more)
     }
@@ -188,7 +198,7 @@ impl Sweeper {
                 .duration_since(SystemTime::from(object.last_modified))
                 .unwrap_or_default();
             let holder = holders.get(&id).copied().unwrap_or(Holder::Live);
-            (fate(holder, nonce, age, self.keep) == Fate::Delete).then_some(object.location)
+            (fate(holder, nonce, age, (self.keep, self.grace)) == Fate::Delete).then_some(object.location)
         });
         Ok(orphans.collect())
     }
@@ -245,6 +255,7 @@ mod tests {
     use super::*;
 
     const KEEP: Duration = Duration::from_secs(100);
+    const GRACE: Duration = Duration::from_secs(10);
 
     #[test]
     fn only_what_nothing_can_refer_to_any_more_is_deleted() {
@@ -265,12 +276,25 @@ mod tests {
                 Holder::Ended {
                     pictures: Some(other),
                 },
-                Duration::ZERO,
+                GRACE + Duration::from_secs(1),
                 Fate::Delete,
             ),
-            (Holder::Ended { pictures: None }, Duration::ZERO, Fate::Delete),
+            // What says so may be a primary that a failover has overtaken.
+            (
+                Holder::Ended {
+                    pictures: Some(other),
+                },
+                GRACE,
+                Fate::Keep,
+            ),
+            (Holder::Ended { pictures: None }, GRACE, Fate::Keep),
+            (Holder::Ended { pictures: None }, old, Fate::Delete),
         ] {
-            assert_eq!(fate(holder, nonce, age, KEEP), wanted, "{holder:?} {age:?}");
+            assert_eq!(
+                fate(holder, nonce, age, (KEEP, GRACE)),
+                wanted,
+                "{holder:?} {age:?}"
+            );
         }
     }
 

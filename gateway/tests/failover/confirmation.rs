@@ -69,9 +69,9 @@ async fn a_job_is_accepted_when_its_replicas_have_it_and_not_before() {
     let mut group = Group::start(1).await;
     let queue = queue(group.url(), replicas(1)).await;
     let first = job("first");
-    let (submission, confirmed) = queue.accept(&first).await.unwrap();
-    assert_eq!(submission, Submission::Created(first.id));
-    assert_eq!(confirmed.map(|confirmed| confirmed.replicas), Some(1));
+    let accepted = queue.accept(&first).await.unwrap();
+    assert_eq!(accepted.submission, Submission::Created(first.id));
+    assert_eq!(accepted.confirmed.map(|confirmed| confirmed.replicas), Some(1));
 
     group.nodes[1].server.kill();
     let second = job("second");
@@ -91,10 +91,13 @@ async fn a_job_is_accepted_when_its_replicas_have_it_and_not_before() {
         id: JobId::new(0),
         ..second.clone()
     };
-    let (submission, confirmed) =
-        until("the replica to confirm", async || queue.accept(&again).await.ok()).await;
-    assert_eq!(submission, Submission::Existed(second.id), "one key, one job");
-    assert_eq!(confirmed.map(|confirmed| confirmed.replicas), Some(1));
+    let accepted = until("the replica to confirm", async || queue.accept(&again).await.ok()).await;
+    assert_eq!(
+        accepted.submission,
+        Submission::Existed(second.id),
+        "one key, one job"
+    );
+    assert_eq!(accepted.confirmed.map(|confirmed| confirmed.replicas), Some(1));
 }
 
 #[tokio::test]
@@ -124,7 +127,10 @@ async fn those_who_wait_at_the_same_time_share_the_question() {
     let jobs: Vec<NewJob> = (0..400).map(|n| job(&format!("job {n}"))).collect();
     let accepted = join_all(jobs.iter().map(|job| queue.accept(job))).await;
     for outcome in accepted {
-        assert_eq!(outcome.unwrap().1.map(|confirmed| confirmed.replicas), Some(1));
+        assert_eq!(
+            outcome.unwrap().confirmed.map(|confirmed| confirmed.replicas),
+            Some(1)
+        );
     }
     let asked = group.nodes[0].calls("wait").await - before;
     assert!((1..=100).contains(&asked), "400 submissions waited {asked} times");
@@ -134,9 +140,9 @@ async fn those_who_wait_at_the_same_time_share_the_question() {
 async fn on_disk_means_that_the_servers_said_so() {
     let group = Group::start(1).await;
     let synced = queue(group.url(), Durability::Synced.into()).await;
-    let (_, confirmed) = synced.accept(&job("a")).await.unwrap();
+    let accepted = synced.accept(&job("a")).await.unwrap();
     assert_eq!(
-        confirmed.map(|confirmed| confirmed.primary),
+        accepted.confirmed.map(|confirmed| confirmed.primary),
         Some(Durability::Synced)
     );
     assert_eq!(group.nodes[0].calls("waitaof").await, 1);
@@ -147,8 +153,8 @@ async fn on_disk_means_that_the_servers_said_so() {
         timeout_ms: 5_000,
         ..Durability::Synced.into()
     };
-    let (_, confirmed) = queue(group.url(), both).await.accept(&job("b")).await.unwrap();
-    let confirmed = confirmed.unwrap();
+    let accepted = queue(group.url(), both).await.accept(&job("b")).await.unwrap();
+    let confirmed = accepted.confirmed.unwrap();
     assert_eq!((confirmed.replicas, confirmed.replicas_on_disk), (1, true));
     assert_eq!(group.nodes[0].calls("waitaof").await, 2);
     assert_eq!(group.nodes[0].calls("wait").await, 0);

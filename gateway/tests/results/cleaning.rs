@@ -76,9 +76,11 @@ async fn a_sweep_deletes_what_no_job_refers_to_and_nothing_else() {
         name(&done.id),
         name(&cancelled.id),
     ];
+    let young = name(&cancelled.id);
     let kept = [
         unknown(),
         name(&live.id),
+        young.clone(),
         // A job of a shard that this gateway does not serve.
         name(&JobId::new(7).to_string()),
         "pictures/notes.txt".to_owned(),
@@ -86,13 +88,14 @@ async fn a_sweep_deletes_what_no_job_refers_to_and_nothing_else() {
         "elsewhere/0".to_owned(),
     ];
     for (index, orphan) in orphans.iter().enumerate() {
-        // Those of an ended job need not be old.
-        bucket.put(orphan, if index < 3 { day } else { Duration::ZERO });
+        // Those of an ended job need only be older than the grace.
+        bucket.put(orphan, if index < 3 { day } else { Duration::from_secs(700) });
     }
     bucket.put(&kept[0], hour);
     for kept in &kept[1..] {
         bucket.put(kept, day);
     }
+    bucket.put(&young, Duration::from_secs(60));
     until("the orphans to go", || async {
         let names = bucket.names();
         (!orphans.iter().any(|orphan| names.contains(orphan))).then_some(())

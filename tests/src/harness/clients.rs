@@ -229,6 +229,7 @@ impl Tenant {
             }
             sleep(PAUSE).await;
         }
+        self.wrong(format!("no watch of {id} told its end within {PATIENCE:?}"));
         None
     }
 

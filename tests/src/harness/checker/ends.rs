@@ -51,7 +51,12 @@ fn keys(records: &[Record], jobs: &Jobs, verdict: &mut Verdict) {
         // A key whose job was lost from the disk is free again.
         let kept = found
             .iter()
-            .filter(|job| !jobs.known.get(*job).is_some_and(|known| known.unsynced))
+            .filter(|job| {
+                !jobs
+                    .known
+                    .get(*job)
+                    .is_some_and(|known| known.acceptance_unsynced)
+            })
             .count();
         if kept > 1 {
             verdict.breach(Invariant::OneKeyOneJob, format!("{key:?} is {found:?}"));
@@ -109,7 +114,7 @@ fn is_there(id: &str, known: &Known, verdict: &mut Verdict) {
         }
         Some(_) => {}
         None if known.purged => {}
-        None if known.unsynced => verdict.forgiven += 1,
+        None if known.acceptance_unsynced => verdict.forgiven += 1,
         None => verdict.breach(
             Invariant::NothingIsLost,
             format!("{id} ({:?}) was accepted and is gone", known.kind),

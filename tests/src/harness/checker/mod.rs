@@ -147,6 +147,8 @@ struct Known {
     purged: bool,
     /// Some of it may have been in what was taken from the disk.
     unsynced: bool,
+    /// Its acceptance may have been: only then may it be gone.
+    acceptance_unsynced: bool,
 }
 
 /// Every job that was accepted.
@@ -209,8 +211,12 @@ impl Jobs {
                     revivals: 0,
                     purged: false,
                     unsynced: false,
+                    acceptance_unsynced: false,
                 });
-                self.touch(job, at);
+                let taken = self.is_unsynced(at);
+                if let Some(known) = self.touch(job, at) {
+                    known.acceptance_unsynced |= taken;
+                }
             }
             Event::Seen { job, view } => {
                 if let Some(known) = self.touch(job, at) {
@@ -250,9 +256,13 @@ impl Jobs {
         }
     }
 
+    fn is_unsynced(&self, at: u64) -> bool {
+        self.unsynced.iter().any(|(from, to)| (*from..=*to).contains(&at))
+    }
+
     /// Something about a job was written, or read, at this time.
     fn touch(&mut self, job: &str, at: u64) -> Option<&mut Known> {
-        let unsynced = self.unsynced.iter().any(|(from, to)| (*from..=*to).contains(&at));
+        let unsynced = self.is_unsynced(at);
         let known = self.known.get_mut(job)?;
         known.unsynced |= unsynced;
         Some(known)
