@@ -1,6 +1,9 @@
 //! Which node of a Redis Cluster has a group of keys. Any node knows; those that are configured are asked in turn.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use redis::{Client, ConnectionAddr, RedisResult, Value};
 
@@ -12,6 +15,7 @@ pub(super) struct Slot {
     addresses: Addresses,
     slot: u16,
     limit: Duration,
+    turn: AtomicUsize,
 }
 
 /// Slots that a cluster has.
@@ -25,13 +29,16 @@ impl Slot {
             addresses,
             slot: slot_of(tag.as_bytes()),
             limit,
+            turn: AtomicUsize::new(0),
         }
     }
 
-    /// A client for the owner.
+    /// A client for the owner. Each call begins with another node: one that is cut off from the rest still names the old owner.
     pub(super) async fn owner(&self) -> Result<Client, DialError> {
         let mut silent = Vec::new();
-        for seed in &self.seeds {
+        let first = self.turn.fetch_add(1, Ordering::Relaxed) % self.seeds.len().max(1);
+        let (before, from) = self.seeds.split_at(first);
+        for seed in from.iter().chain(before) {
             let address = seed.get_connection_info().addr();
             let why = match tokio::time::timeout(self.limit, self.ask(seed)).await {
                 Ok(Ok(Some((host, port)))) => {

@@ -12,6 +12,7 @@ mod gate;
 mod http;
 pub(crate) mod location;
 mod objects;
+mod ownership;
 mod redis;
 mod startup;
 mod sweep;

@@ -31,6 +31,8 @@ pub struct ObjectResults {
 
 /// The object that names the cluster whose store it is.
 pub(super) const OWNER: &str = "muse-owner";
+/// What the folder of a gateway's probe at its start begins with. One that dies meanwhile leaves it behind.
+pub(super) const PROBE: &str = "muse-probe-";
 /// Characters of a store's complaint that are shown.
 const REASON_CHARACTERS: usize = 400;
 
@@ -177,6 +179,19 @@ impl ObjectResults {
             return None;
         }
         owner_of_folder(folder.as_ref())
+    }
+
+    /// Whether it is what a gateway writes at its start to see whether it can.
+    pub(super) fn is_probe(&self, object: &Path) -> bool {
+        let folder = object
+            .prefix_match(&self.bucket.prefix)
+            .and_then(|mut parts| parts.next());
+        folder.is_some_and(|folder| folder.as_ref().starts_with(PROBE))
+    }
+
+    /// The longest that one request may take.
+    pub(super) fn limit(&self) -> Duration {
+        self.limit
     }
 }
 

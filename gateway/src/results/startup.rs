@@ -2,7 +2,6 @@
 //! that it is this cluster's alone.
 
 use std::{
-    future::Future,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +12,8 @@ use object_store::{ObjectStore as _, ObjectStoreExt as _, PutPayload, path::Path
 
 use super::{
     ObjectResults,
-    objects::{OWNER, one_line},
+    objects::{PROBE, one_line},
+    ownership,
 };
 use crate::{config, connection::RedisError, jobs::Nonce, queue::Queue};
 
@@ -52,6 +52,19 @@ pub enum StoreError {
         /// Who we are.
         ours: String,
         /// The object with the mark.
+        marker: Path,
+    },
+    /// What this cluster wrote to say that the store is its own is gone.
+    #[error(
+        "results.store {store}: its {marker} is gone, which this cluster had put there: is the volume mounted? If the store was \
+         emptied on purpose, write {ours} there again"
+    )]
+    Unmarked {
+        /// As configured.
+        store: String,
+        /// Who we are.
+        ours: String,
+        /// The object that had the mark.
         marker: Path,
     },
     /// See [`RedisError`].
@@ -98,7 +111,7 @@ pub(super) async fn check(
         tracing::debug!(store, reason, "waiting for the store of pictures");
         tokio::time::sleep(PAUSE).await;
     }
-    own(objects, queue, limit).await?;
+    ownership::take(objects, queue, limit).await?;
     metrics::gauge!("muse_results_up").set(1.0);
     tracing::info!(store, "pictures are kept here");
     Ok(())
@@ -115,10 +128,7 @@ fn may_pass(error: &object_store::Error) -> bool {
 async fn probe(objects: &ObjectResults) -> Result<(), Failure> {
     let bucket = objects.bucket();
     // Gateways start side by side.
-    let folder = bucket
-        .prefix
-        .clone()
-        .join(format!("muse-probe-{}", Nonce::random()));
+    let folder = bucket.prefix.clone().join(format!("{PROBE}{}", Nonce::random()));
     let object = folder.clone().join("0");
     let content = Bytes::from_static(b"muse");
     let step = |what| move |error| Failure { what, error };
@@ -146,69 +156,4 @@ async fn probe(objects: &ObjectResults) -> Result<(), Failure> {
         });
     }
     Ok(())
-}
-
-/// A sweep deletes what no job refers to: what another cluster's jobs refer to must not be there.
-async fn own(objects: &ObjectResults, queue: &Queue, limit: Duration) -> Result<(), StoreError> {
-    let ours = identity(queue).await?;
-    let bucket = objects.bucket();
-    let marker = bucket.prefix.clone().join(OWNER);
-    let unusable = |reason: String| StoreError::Unusable {
-        store: bucket.name.clone(),
-        reason,
-    };
-    let read = async || {
-        let found = within(limit, async {
-            match bucket.store.get(&marker).await {
-                Ok(found) => found.bytes().await.map(Some),
-                Err(object_store::Error::NotFound { .. }) => Ok(None),
-                Err(error) => Err(error),
-            }
-        });
-        let found = found
-            .await
-            .map_err(|reason| unusable(format!("cannot read {marker}: {reason}")))?;
-        Ok::<_, StoreError>(found.map(|found| String::from_utf8_lossy(&found).trim().to_owned()))
-    };
-    if read().await?.is_none() {
-        let mark = PutPayload::from(format!("{ours}\n"));
-        within(limit, bucket.store.put(&marker, mark))
-            .await
-            .map_err(|reason| unusable(format!("cannot write {marker}: {reason}")))?;
-    }
-    match read().await? {
-        Some(found) if found == ours => Ok(()),
-        found => Err(StoreError::Foreign {
-            store: bucket.name.clone(),
-            // From outside: a mark of ours is a UUID.
-            found: found.unwrap_or_default().chars().take(64).collect(),
-            ours,
-            marker,
-        }),
-    }
-}
-
-async fn within<T>(
-    limit: Duration,
-    work: impl Future<Output = object_store::Result<T>>,
-) -> Result<T, String> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(outcome) => outcome.map_err(|error| one_line(&error)),
-        Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
-    }
-}
-
-/// The name that this cluster's Redis has given itself, by its first gateway with a store.
-async fn identity(queue: &Queue) -> Result<String, RedisError> {
-    let key = queue.keys().registry() + "store";
-    let mut pipeline = redis::pipe();
-    pipeline
-        .cmd("SET")
-        .arg(&key)
-        .arg(Nonce::random().to_string())
-        .arg("NX")
-        .ignore();
-    pipeline.cmd("GET").arg(&key);
-    let (identity,): (String,) = queue.redis().pipe(&pipeline).await?;
-    Ok(identity)
 }

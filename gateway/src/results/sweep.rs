@@ -12,7 +12,7 @@ use std::{
 use futures::{StreamExt as _, stream::BoxStream};
 use object_store::{ObjectMeta, path::Path};
 
-use super::{ObjectResults, ResultsError, objects::owner_of_folder};
+use super::{ObjectResults, ResultsError, objects::owner_of_folder, ownership};
 use crate::{
     config,
     connection::RedisError,
@@ -85,7 +85,13 @@ impl Sweeper {
     pub(super) async fn round(&self, progress: &mut Option<Walk>) -> Result<(), ResultsError> {
         let mut walk = match progress.take() {
             Some(walk) => walk,
-            None if self.is_ours().await? => self.begin().await,
+            None if self.is_turn().await? => {
+                if !self.owns_store().await {
+                    self.give_up().await;
+                    return Ok(());
+                }
+                self.begin().await
+            }
             None => return Ok(()),
         };
         match self.step(&mut walk).await {
@@ -105,7 +111,7 @@ impl Sweeper {
 
     /// Whether this gateway sweeps now: one does in each interval. That is all that the key is for; two sweeps at once would
     /// do no harm.
-    async fn is_ours(&self) -> Result<bool, RedisError> {
+    async fn is_turn(&self) -> Result<bool, RedisError> {
         if self.every.is_zero() {
             return Ok(false);
         }
@@ -114,6 +120,21 @@ impl Sweeper {
         command.arg(u64::try_from(self.every.as_millis()).unwrap_or(u64::MAX));
         let taken: Option<String> = self.queue.redis().query(&command).await?;
         Ok(taken.is_some())
+    }
+
+    /// The store may have been given to another cluster, or its volume have gone, since this gateway started.
+    async fn owns_store(&self) -> bool {
+        match ownership::holds(&self.objects, &self.queue, self.objects.limit()).await {
+            Ok(true) => true,
+            Ok(false) => {
+                tracing::error!("the store of pictures does not carry this cluster's mark: nothing is swept");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(%error, "whose the store of pictures is cannot be told now: nothing is swept");
+                false
+            }
+        }
     }
 
     async fn give_up(&self) {
@@ -180,6 +201,15 @@ impl Sweeper {
     }
 
     async fn orphans(&self, objects: Vec<ObjectMeta>) -> Result<Vec<Path>, RedisError> {
+        let now = SystemTime::now();
+        let age = |object: &ObjectMeta| {
+            let age = now.duration_since(SystemTime::from(object.last_modified));
+            age.unwrap_or_default()
+        };
+        let (probes, objects): (Vec<_>, Vec<_>) = objects
+            .into_iter()
+            .partition(|object| self.objects.is_probe(&object.location));
+        let probes = probes.into_iter().filter(|probe| age(probe) > self.keep);
         let ours: Vec<(JobId, Nonce, ObjectMeta)> = objects
             .into_iter()
             .filter_map(|object| {
@@ -192,15 +222,12 @@ impl Sweeper {
         ids.dedup();
         let holders = self.queue.holders(&ids).await?;
         let holders: HashMap<JobId, Holder> = ids.into_iter().zip(holders).collect();
-        let now = SystemTime::now();
         let orphans = ours.into_iter().filter_map(|(id, nonce, object)| {
-            let age = now
-                .duration_since(SystemTime::from(object.last_modified))
-                .unwrap_or_default();
             let holder = holders.get(&id).copied().unwrap_or(Holder::Live);
-            (fate(holder, nonce, age, (self.keep, self.grace)) == Fate::Delete).then_some(object.location)
+            let fate = fate(holder, nonce, age(&object), (self.keep, self.grace));
+            (fate == Fate::Delete).then_some(object.location)
         });
-        Ok(orphans.collect())
+        Ok(orphans.chain(probes.map(|probe| probe.location)).collect())
     }
 }
 

@@ -101,8 +101,12 @@ impl Bucket {
     }
 
     pub fn put(&self, name: &str, age: Duration) {
+        self.put_content(name, b"picture", age);
+    }
+
+    pub fn put_content(&self, name: &str, content: &'static [u8], age: Duration) {
         let object = Object {
-            content: Bytes::from_static(b"picture"),
+            content: Bytes::from_static(content),
             modified: SystemTime::now() - age,
         };
         self.lock().objects.insert(name.to_owned(), object);

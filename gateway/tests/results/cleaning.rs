@@ -75,12 +75,15 @@ async fn a_sweep_deletes_what_no_job_refers_to_and_nothing_else() {
         unknown(),
         name(&done.id),
         name(&cancelled.id),
+        // Of a gateway that died as it started.
+        format!("pictures/muse-probe-{}/0", Nonce::random()),
     ];
     let young = name(&cancelled.id);
     let kept = [
         unknown(),
         name(&live.id),
         young.clone(),
+        format!("pictures/muse-probe-{}/0", Nonce::random()),
         // A job of a shard that this gateway does not serve.
         name(&JobId::new(7).to_string()),
         "pictures/notes.txt".to_owned(),
@@ -89,13 +92,16 @@ async fn a_sweep_deletes_what_no_job_refers_to_and_nothing_else() {
     ];
     for (index, orphan) in orphans.iter().enumerate() {
         // Those of an ended job need only be older than the grace.
-        bucket.put(orphan, if index < 3 { day } else { Duration::from_secs(700) });
+        let of_ended = index == 3 || index == 4;
+        bucket.put(orphan, if of_ended { Duration::from_secs(700) } else { day });
     }
     bucket.put(&kept[0], hour);
     for kept in &kept[1..] {
         bucket.put(kept, day);
     }
-    bucket.put(&young, Duration::from_secs(60));
+    for young in &kept[2..4] {
+        bucket.put(young, Duration::from_secs(60));
+    }
     until("the orphans to go", || async {
         let names = bucket.names();
         (!orphans.iter().any(|orphan| names.contains(orphan))).then_some(())
@@ -117,4 +123,22 @@ async fn a_sweep_deletes_what_no_job_refers_to_and_nothing_else() {
     }
     assert_eq!(picture(&mut scene.client, &done).await.unwrap(), picture_bytes(0));
     assert_eq!(names.len(), kept.len() + 2, "{names:#?}");
+
+    // The store goes to another cluster: this one deletes nothing there any more.
+    bucket.put_content("pictures/muse-owner", b"another", day);
+    let orphan = unknown();
+    bucket.put(&orphan, day);
+    let reads = || {
+        let requests = bucket.requests();
+        requests
+            .iter()
+            .filter(|request| request.starts_with("GET") && request.contains("muse-owner"))
+            .count()
+    };
+    let before = reads();
+    until("two sweeps that were not made", || async {
+        (reads() > before + 2).then_some(())
+    })
+    .await;
+    assert!(bucket.names().contains(&orphan));
 }

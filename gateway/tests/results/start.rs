@@ -117,3 +117,22 @@ async fn a_store_has_one_cluster() {
         gateway.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_volume_that_is_not_mounted_is_not_taken_for_an_empty_store() {
+    let (redis, folder) = (RedisServer::start().await, TempDir::new().unwrap());
+    let store = format!("file://{}", folder.path().display());
+    let mut config = cluster::config(&redis);
+    config.results.store = store.clone();
+    RunningGateway::start_with(config.clone()).await.stop().await;
+    let marker = folder.path().join("muse-owner");
+    let mark = std::fs::read_to_string(&marker).unwrap();
+    std::fs::remove_file(&marker).unwrap();
+    let line = refused(&redis, |config| config.results.store = store).await;
+    assert!(
+        line.contains("mounted") && line.contains(mark.trim()),
+        "what to write there if that is right: {line}"
+    );
+    std::fs::write(&marker, mark).unwrap();
+    RunningGateway::start_with(config).await.stop().await;
+}

@@ -10,7 +10,10 @@ use std::{
 
 use muse_proto::v1::{GenerationRequest, Priority, Sampling, TextToImage, generation_request::Task};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::sleep,
+};
 
 use super::{
     clients::{Gateways, Order, Tenant},
@@ -78,7 +81,7 @@ impl Load {
     /// Submits nothing more, and waits until every client knows how its job ended, or has given up.
     pub async fn finish(mut self) -> u64 {
         self.stopping.store(true, Ordering::Relaxed);
-        while self.sources.join_next().await.is_some() {}
+        all(&mut self.sources).await;
         self.submitted()
     }
 
@@ -108,9 +111,11 @@ impl Load {
                 let (order, deed) = draw(&mut rng, format!("{}-{number}", tenant.name()));
                 submitted.fetch_add(1, Ordering::Relaxed);
                 jobs.spawn(pursue(tenant.clone(), order, deed));
-                while jobs.try_join_next().is_some() {}
+                while let Some(ended) = jobs.try_join_next() {
+                    sound(ended);
+                }
             }
-            while jobs.join_next().await.is_some() {}
+            all(&mut jobs).await;
         });
     }
 
@@ -132,10 +137,24 @@ impl Load {
                     jobs.spawn(pursue(tenant.clone(), order, Deed::Watch));
                 }
                 submitted.fetch_add(FLOOD as u64, Ordering::Relaxed);
-                while jobs.join_next().await.is_some() {}
+                all(&mut jobs).await;
                 sleep(FLOOD_EVERY).await;
             }
         });
+    }
+}
+
+/// Until all have ended; see [`sound`].
+async fn all(tasks: &mut JoinSet<()>) {
+    while let Some(ended) = tasks.join_next().await {
+        sound(ended);
+    }
+}
+
+/// A client that panicked tells nothing of its job: the run is worth nothing.
+fn sound(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        std::panic::resume_unwind(error.into_panic());
     }
 }
 
