@@ -15,6 +15,9 @@ pub(crate) struct Arguments {
     /// The bundle
     #[arg(long, global = true, default_value = "bundles/demo")]
     pub(crate) bundle: PathBuf,
+    /// A bundle with integer products (`muse_models.export.static_int8`), measured beside the PyTorch peers as well
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) int8_bundle: Option<PathBuf>,
     /// Threads inside an operator, for the engine and for peers; 0: one for each core
     #[arg(long, global = true, default_value_t = 0)]
     pub(crate) threads: usize,

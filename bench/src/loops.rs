@@ -22,6 +22,9 @@ use crate::{
 /// Pictures together: one alone, and as eight clients would bring them.
 const BATCHES: [usize; 2] = [1, 8];
 
+/// Issue 5's bound on pictures a second with integer products over those of a peer in PyTorch.
+const FASTER_WITH_INT8: f64 = 5.0;
+
 /// A loop in Python, which speaks as `bench/python/peer.py` says.
 struct Peer {
     /// For programs.
@@ -133,23 +136,39 @@ fn beside(
 ) -> anyhow::Result<Section> {
     say(peer.title);
     let mut bare = Bare::open(bundle, &arguments.session()?)?;
+    // The loop on the same graphs is no measure for other graphs.
+    let int8 = match (&arguments.int8_bundle, peer.python) {
+        (Some(folder), Python::Training) => Some(Bundle::load(folder)?),
+        _ => None,
+    };
+    let mut static_int8 = int8
+        .as_ref()
+        .map(|bundle| Bare::open(bundle, &arguments.session()?))
+        .transpose()?;
     let mut loaded = Loaded::start(peer, arguments)?;
-    let mut table = Table::new(&[
+    let mut header = vec![
         "pictures together",
         "this engine, pictures/s",
         "peer, pictures/s",
         "ratio",
-    ]);
+    ];
+    if static_int8.is_some() {
+        header.extend(["with int8, pictures/s", "ratio with int8"]);
+    }
+    let mut table = Table::new(&header);
     let mut verdicts = Vec::new();
     let mut index = 0;
     for batch in BATCHES {
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let (mut ours, mut theirs, mut with_int8) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=settings.rounds {
-            let (mut own_seconds, mut their_seconds, mut made) = (0.0, 0.0, 0);
+            let (mut own_seconds, mut their_seconds, mut int8_seconds, mut made) = (0.0, 0.0, 0.0, 0);
             while made < settings.pictures.max(batch) {
                 let orders: Vec<Order> = (0..batch).map(|place| Order::numbered(index + place)).collect();
                 own_seconds += timed(|| bare.make(&orders, usize::MAX))?.1;
                 their_seconds += loaded.make(&orders)?;
+                if let Some(bare) = &mut static_int8 {
+                    int8_seconds += timed(|| bare.make(&orders, usize::MAX))?.1;
+                }
                 index += batch;
                 made += batch;
             }
@@ -157,6 +176,9 @@ fn beside(
             if round > 0 {
                 ours.push(made as f64 / own_seconds);
                 theirs.push(made as f64 / their_seconds);
+                if static_int8.is_some() {
+                    with_int8.push(made as f64 / int8_seconds);
+                }
             }
         }
         let measured = "nothing was measured";
@@ -165,22 +187,39 @@ fn beside(
             Series::new(theirs).context(measured)?,
         );
         let ratio = ours.over(&theirs);
-        table.row([
+        let mut cells = vec![
             batch.to_string(),
             spread(&ours, 2),
             spread(&theirs, 2),
             spread(&ratio, 2),
-        ]);
+        ];
         verdicts.push(Verdict::at_least(
             format!("this engine / {}, {batch} together", peer.title),
             &ratio,
             peer.faster,
         ));
+        if let Some(with_int8) = Series::new(with_int8) {
+            let ratio = with_int8.over(&theirs);
+            cells.extend([spread(&with_int8, 2), spread(&ratio, 2)]);
+            verdicts.push(Verdict::at_least(
+                format!("this engine with int8 / {}, {batch} together", peer.title),
+                &ratio,
+                FASTER_WITH_INT8,
+            ));
+        }
+        table.row(cells);
     }
     let versions = loaded.versions.clone();
     loaded.stop()?;
+    let int8 = int8.map_or_else(String::new, |bundle| {
+        format!(
+            " With int8: bundle {} {}, whose step graphs multiply integers.",
+            bundle.model().name,
+            bundle.model().version
+        )
+    });
     let text = format!(
-        "{versions}; {} threads inside an operator in both. Neither is a service: both are loops in one process.",
+        "{versions}; {} threads inside an operator in both. Neither is a service: both are loops in one process.{int8}",
         arguments.cores()
     );
     Ok(peer.section(text, vec![table], verdicts))
