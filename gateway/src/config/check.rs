@@ -21,6 +21,8 @@ pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
         ("queue.housekeeping_ms", config.queue.housekeeping_ms),
         ("queue.history", u64::from(config.queue.history)),
         ("queue.audit_patience_ms", config.queue.audit_patience_ms),
+        ("queue.call_bytes", config.queue.call_bytes as u64),
+        ("queue.calls_in_flight", config.queue.calls_in_flight as u64),
         ("limits.count", u64::from(config.limits.count)),
         ("limits.steps", u64::from(config.limits.steps)),
         ("limits.page_size", u64::from(config.limits.page_size)),
@@ -56,8 +58,9 @@ pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
         }
     }
     let batches = [
-        ("queue.reap_batch", config.queue.reap_batch),
-        ("hub.claim_batch", config.hub.claim_batch),
+        ("queue.reap_batch", u64::from(config.queue.reap_batch)),
+        ("queue.call_items", config.queue.call_items as u64),
+        ("hub.claim_batch", u64::from(config.hub.claim_batch)),
     ];
     for (key, value) in batches {
         if !(1..=100).contains(&value) {

@@ -154,6 +154,12 @@ pub struct Queue {
     pub full_retry_ms: u64,
     /// What a tenant gets that has no settings of its own.
     pub tenant: Tenant,
+    /// Submissions, and results, that wait at the same time share calls of their scripts: at most so many a call, 1 to 100.
+    pub call_items: usize,
+    /// Bytes of a call's submissions or results, about, so that no call keeps the server for long; a larger one goes alone.
+    pub call_bytes: usize,
+    /// Such calls of a script under way at once, for each shard. While as many are, the next ones gather.
+    pub calls_in_flight: usize,
     /// Expired leases, delays and deadlines are looked for this often.
     pub reap_ms: u64,
     /// Jobs moved by one call of the reaper, 1 to 100.

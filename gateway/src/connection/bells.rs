@@ -123,8 +123,11 @@ impl Board {
     fn ring(&self, channel: &str, payload: &str) {
         match channel {
             "ev" => {
-                if let Some(bell) = lock(&self.jobs).get(payload) {
-                    bell.send_replace(());
+                let jobs = lock(&self.jobs);
+                for job in payload.split(' ') {
+                    if let Some(bell) = jobs.get(job) {
+                        bell.send_replace(());
+                    }
                 }
             }
             "work" => {

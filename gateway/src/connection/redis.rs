@@ -4,13 +4,9 @@
 //! script keeps to one. Each group has a connection of its own with a supervisor of its own, which looks the slot's owner up
 //! again when that one breaks, was demoted, or says that the slot has moved.
 
-use std::{
-    ops::{Deref, DerefMut},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use redis::{Arg, Cmd, FromRedisValue, Pipeline, Script, ScriptInvocation};
+use redis::{Arg, Cmd, FromRedisValue, Pipeline, Script, ToRedisArgs};
 use tokio::sync::watch;
 
 use super::{
@@ -34,7 +30,8 @@ struct Servers {
 /// A script, and the key that says where it runs.
 pub struct Call {
     key: String,
-    invocation: ScriptInvocation<'static>,
+    script: &'static Script,
+    command: Cmd,
 }
 
 // === impl Redis ===
@@ -123,6 +120,11 @@ impl Redis {
         self.0.first.patience()
     }
 
+    /// The longest that a call takes, the wait for its last answer included.
+    pub fn longest_call(&self) -> Duration {
+        self.patience() + Duration::from_millis(self.config().response_timeout_ms)
+    }
+
     /// Between two attempts at what a server does not give.
     pub fn reconnect_delay(&self) -> Duration {
         Duration::from_millis(self.config().reconnect_delay_ms)
@@ -173,22 +175,35 @@ fn tag_in(key: &[u8]) -> Option<&[u8]> {
 impl Call {
     /// `script` with `key`, which is all that it is told of where things are.
     pub fn new(script: &'static Script, key: String) -> Self {
-        let invocation = script.key(&key);
-        Self { key, invocation }
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(script.get_hash()).arg(1).arg(&key);
+        Self { key, script, command }
     }
-}
 
-impl Deref for Call {
-    type Target = ScriptInvocation<'static>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.invocation
+    /// One more argument, or several.
+    pub fn arg(&mut self, argument: impl ToRedisArgs) -> &mut Self {
+        self.command.arg(argument);
+        self
     }
-}
 
-impl DerefMut for Call {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.invocation
+    /// All arguments of `list`, which is a command without a name.
+    pub fn args_of(&mut self, list: &Cmd) -> &mut Self {
+        for argument in list.args_iter() {
+            if let Arg::Simple(bytes) = argument {
+                self.command.arg(bytes);
+            }
+        }
+        self
+    }
+
+    /// What loads the script, where the server does not know it.
+    pub(super) fn script(&self) -> &'static Script {
+        self.script
+    }
+
+    /// What runs it.
+    pub(super) fn command(&self) -> &Cmd {
+        &self.command
     }
 }
 

@@ -16,13 +16,13 @@ use std::{
 };
 
 use redis::{
-    Client, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisResult, ScriptInvocation, ServerErrorKind,
+    Client, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisResult, ServerErrorKind,
     aio::MultiplexedConnection,
 };
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{
-    Confirmed, Guarantee, RedisError, StartupError, Unfit,
+    Call, Confirmed, Guarantee, RedisError, StartupError, Unfit,
     barrier::Barrier,
     checks::{Facts, check_replicas, parse_info},
     dial::{self, DialError, Way},
@@ -150,12 +150,18 @@ impl Server {
     ///
     /// # Errors
     /// [`RedisError`].
-    pub(super) async fn eval<T: FromRedisValue>(
-        &self,
-        script: &ScriptInvocation<'_>,
-    ) -> Result<T, RedisError> {
-        self.call(|mut connection| async move { script.invoke_async(&mut connection).await })
-            .await
+    pub(super) async fn eval<T: FromRedisValue>(&self, call: &Call) -> Result<T, RedisError> {
+        let unknown = ErrorKind::Server(ServerErrorKind::NoScript);
+        self.call(|mut connection| async move {
+            match call.command().query_async(&mut connection).await {
+                Err(error) if error.kind() == unknown => {
+                    call.script().prepare_invoke().load_async(&mut connection).await?;
+                    call.command().query_async(&mut connection).await
+                }
+                answer => answer,
+            }
+        })
+        .await
     }
 
     /// Waits until what is stored under `key` is as safe as was promised. Those who wait at the same time share the question.

@@ -125,20 +125,22 @@ impl Jobs {
         traceparent: Option<String>,
     ) -> Result<Submitted, Error> {
         let new = self.resolve(tenant, request, traceparent).await?;
-        // The look is sent right behind the submission, so that it costs no turn of the server's of its own.
-        let accept = self.queue.accept(&new).instrument(submit_span(&new));
-        let (accepted, seen) = tokio::join!(accept, self.queue.look(&new));
-        let accepted = accepted?;
-        let repeated = accepted.repeated;
+        let accepted = self
+            .queue
+            .accept_ranked(&new)
+            .instrument(submit_span(&new))
+            .await?;
+        // What the call itself has created need not be read back.
+        let fresh = accepted
+            .fresh
+            .and_then(|fresh| Some((Record::fresh(&new, fresh.created_ms)?, fresh.rank)));
         let Accepted {
             id,
             already_existed,
             durability,
         } = self.accepted(&new, accepted)?;
-        let job = match seen {
-            Some((record, rank)) if !already_existed && !repeated => {
-                self.queue.located_at(record, rank).await
-            }
+        let job = match fresh {
+            Some((record, rank)) => self.queue.located_at(record, rank).await,
             _ => match self.get(tenant, &id.to_string()).await {
                 // It went with the server's last moments before it could be read back: nothing was accepted.
                 Err(Error::UnknownJob) => {

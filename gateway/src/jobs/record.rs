@@ -9,7 +9,8 @@ use muse_proto::{
 use prost::Message as _;
 use prost_types::Timestamp;
 
-use super::{JobId, Nonce, sampling_of, stage_of_name};
+use super::{JobId, Nonce, sampling_of, stage_name, stage_of_name};
+use crate::queue::NewJob;
 
 /// The visible fields of a job.
 #[derive(Clone, Debug)]
@@ -123,6 +124,25 @@ impl Record {
             stages: text("stages").to_owned(),
             last_worker: text("owner").to_owned(),
         })
+    }
+
+    /// A job that was created then, as it is stored.
+    pub fn fresh(new: &NewJob, created_ms: u64) -> Option<Self> {
+        let stages: Vec<&str> = new.stages.iter().filter_map(|stage| stage_name(*stage)).collect();
+        let value = |name: &str| -> Option<Vec<u8>> {
+            Some(match name {
+                "state" => b"queued".to_vec(),
+                "stage" => stages.first()?.as_bytes().to_vec(),
+                "tenant" => new.tenant.as_str().as_bytes().to_vec(),
+                "request" => new.request.clone(),
+                "created" | "updated" => created_ms.to_string().into_bytes(),
+                "deadline" => created_ms.saturating_add(new.timeout_ms).to_string().into_bytes(),
+                "ver" => b"1".to_vec(),
+                "stages" => stages.join(",").into_bytes(),
+                _ => return None,
+            })
+        };
+        Self::from_fields(new.id, Self::FIELDS.iter().map(|name| value(name)).collect())
     }
 
     /// Whether nothing will happen to the job any more.

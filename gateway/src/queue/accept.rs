@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{NewJob, Queue, Submission};
+use super::{Fresh, NewJob, Queue, Submission};
 use crate::connection::{Confirmed, RedisError};
 
 /// What came of a submission.
@@ -12,8 +12,8 @@ pub struct Acceptance {
     pub submission: Submission,
     /// What a job in the queue survives; `None` for one that was refused.
     pub confirmed: Option<Confirmed>,
-    /// It was submitted more than once: what was read in between may be of a job that went with a failover.
-    pub repeated: bool,
+    /// Of a job that was created by the last call.
+    pub fresh: Option<Fresh>,
 }
 
 impl Queue {
@@ -24,15 +24,26 @@ impl Queue {
     /// [`RedisError::NotConfirmed`]: the job is in the queue, but a failover may lose it. Repeating the submission under the
     /// same idempotency key asks again.
     pub async fn accept(&self, job: &NewJob) -> Result<Acceptance, RedisError> {
-        let mut repeated = false;
+        self.accept_as(job, false).await
+    }
+
+    /// The same; a fresh job is told its rank, which costs the server a look.
+    ///
+    /// # Errors
+    /// As of [`Queue::accept`].
+    pub async fn accept_ranked(&self, job: &NewJob) -> Result<Acceptance, RedisError> {
+        self.accept_as(job, true).await
+    }
+
+    async fn accept_as(&self, job: &NewJob, ranked: bool) -> Result<Acceptance, RedisError> {
         let limit = Instant::now() + self.redis.patience();
         loop {
-            let submission = self.submit(job).await?;
+            let (submission, fresh) = self.submit_anew(job, ranked).await?;
             let (Submission::Created(id) | Submission::Existed(id)) = &submission else {
                 return Ok(Acceptance {
                     submission,
                     confirmed: None,
-                    repeated,
+                    fresh,
                 });
             };
             match self.redis.confirm(&self.job_key(*id)).await {
@@ -40,11 +51,10 @@ impl Queue {
                     return Ok(Acceptance {
                         submission,
                         confirmed: Some(confirmed),
-                        repeated,
+                        fresh,
                     });
                 }
                 Err(RedisError::Unavailable(_)) if Instant::now() < limit => {
-                    repeated = true;
                     // A server that takes commands and no further connection must not be asked as fast as it answers.
                     tokio::time::sleep(self.redis.reconnect_delay()).await;
                 }

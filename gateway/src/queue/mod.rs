@@ -6,9 +6,11 @@
 mod accept;
 mod audit;
 mod backoff;
+mod coalesce;
 mod compose;
 mod dead;
 mod estimate;
+mod gathering;
 mod keys;
 mod place;
 mod priority;
@@ -18,6 +20,7 @@ mod tenants;
 mod types;
 mod write;
 
+use self::coalesce::Coalesced;
 pub use self::{
     accept::Acceptance,
     audit::{AuditError, AuditEvent, Audited, Fault, Finding},
@@ -26,9 +29,9 @@ pub use self::{
     priority::boost_ms,
     tenants::{AllPaused, SETTINGS, Target},
     types::{
-        Beat, Beaten, Cancellation, Completed, DeadCursor, Failure, Grant, Holder, Idempotency, NewJob,
-        Paused, PoolCounts, Purged, Raised, Reaped, Refusal, Reported, Requeued, Settings, StageResult,
-        Submission, TenantStatus,
+        Beat, Beaten, Cancellation, Completed, DeadCursor, Failure, Fresh, Grant, Holder, Idempotency,
+        NewJob, Paused, PoolCounts, Purged, Raised, Reaped, Refusal, Reported, Requeued, Settings,
+        StageResult, Submission, TenantStatus,
     },
 };
 use crate::{config, connection::Redis};
@@ -40,17 +43,22 @@ pub struct Queue {
     keys: Keys,
     config: config::Queue,
     snapshot: place::Snapshot,
+    submissions: Coalesced<write::Submitted>,
+    completions: Coalesced<write::Finished>,
 }
 
 impl Queue {
     /// The queue under `prefix`.
     pub fn new(redis: Redis, prefix: &str, config: config::Queue) -> Self {
         let keys = Keys::new(prefix, config.shards);
+        let (submissions, completions) = write::coalesced(&redis, &keys, &config);
         Self {
             redis,
             keys,
             config,
             snapshot: place::Snapshot::default(),
+            submissions,
+            completions,
         }
     }
 

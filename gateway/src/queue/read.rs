@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    NewJob, Queue, pool_name,
+    Queue,
     types::{Holder, PoolCounts},
 };
 use crate::{
     connection::RedisError,
-    jobs::{JobId, Nonce, Record, stage_name},
+    jobs::{JobId, Nonce, Record},
 };
 
 impl Queue {
@@ -23,23 +23,6 @@ impl Queue {
         let mut command = redis::cmd("HMGET");
         command.arg(self.job_key(id)).arg(Record::FIELDS);
         Ok(Record::from_fields(id, self.redis.query(&command).await?))
-    }
-
-    /// A job that is being submitted, and its rank among its tenant's; `None` when it is not there (yet): a look that failed
-    /// is no news, and can be taken again.
-    pub async fn look(&self, new: &NewJob) -> Option<(Record, Option<u64>)> {
-        let stage = new.stages.first().copied().and_then(stage_name)?;
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("HMGET")
-            .arg(self.job_key(new.id))
-            .arg(Record::FIELDS);
-        pipeline
-            .cmd("ZRANK")
-            .arg(self.queue_key(new.id, &pool_name(&new.model, stage), new.tenant.as_str()))
-            .arg(new.id.to_string());
-        let (fields, rank): (Vec<Option<Vec<u8>>>, Option<u64>) = self.redis.pipe(&pipeline).await.ok()?;
-        Some((Record::from_fields(new.id, fields)?, rank))
     }
 
     /// The trace that a job belongs to.

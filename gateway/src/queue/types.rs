@@ -56,6 +56,15 @@ pub enum Submission {
     Quota(Refusal),
 }
 
+/// A job that was created by the call that asked, and not by an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fresh {
+    /// Unix time.
+    pub created_ms: u64,
+    /// Jobs of its tenant that are before it, where that was asked.
+    pub rank: Option<u64>,
+}
+
 /// What became of a cancellation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cancellation {

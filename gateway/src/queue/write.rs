@@ -1,17 +1,22 @@
 //! The scripts that change something, typed.
 
 use muse_proto::v1::JobErrorReason;
-use redis::Script;
+use redis::{Cmd, Script};
 
 use super::{
-    Queue, backoff, scripts,
+    Queue, backoff,
+    coalesce::Coalesced,
+    gathering::Limits,
+    keys::Keys,
+    scripts,
     types::{
-        Beat, Beaten, Cancellation, Completed, Grant, NewJob, Purged, Reaped, Refusal, Reported, StageResult,
-        Submission,
+        Beat, Beaten, Cancellation, Completed, Fresh, Grant, NewJob, Purged, Reaped, Refusal, Reported,
+        StageResult, Submission,
     },
 };
 use crate::{
-    connection::{Call, RedisError},
+    config,
+    connection::{Call, Redis, RedisError},
     jobs::{JobId, Nonce, stage_name},
 };
 
@@ -30,6 +35,45 @@ type GrantReply = (
     u32,
     String,
 );
+
+/// Outcome, id, limit, its value, ms to wait, when it was created, rank.
+pub(super) type Submitted = (String, String, String, String, u64, u64, i64);
+
+/// Outcome, state, age, the other digest.
+pub(super) type Finished = (String, String, u64, String);
+
+/// About what an item has besides its request or result.
+const ITEM_BYTES: usize = 256;
+
+/// The scripts that take several items a call.
+pub(super) fn coalesced(
+    redis: &Redis,
+    keys: &Keys,
+    config: &config::Queue,
+) -> (Coalesced<Submitted>, Coalesced<Finished>) {
+    let limits = Limits {
+        items: config.call_items,
+        bytes: config.call_bytes,
+        calls: config.calls_in_flight,
+    };
+    let tenant = &config.tenant;
+    let mut constants = Cmd::new();
+    constants
+        .arg(config.max_waiting)
+        .arg(config.max_bytes)
+        .arg(config.rate)
+        .arg(config.burst);
+    constants
+        .arg(tenant.max_queued)
+        .arg(tenant.max_bytes)
+        .arg(tenant.rate)
+        .arg(tenant.burst);
+    let (submit, complete) = (("submit", &*scripts::SUBMIT), ("complete", &*scripts::COMPLETE));
+    (
+        Coalesced::new((redis, keys), submit, constants, limits),
+        Coalesced::new((redis, keys), complete, Cmd::new(), limits),
+    )
+}
 
 /// How keys are laid out. A gateway that finds a later number must not touch them.
 const SCHEMA: u32 = 2;
@@ -66,44 +110,55 @@ impl Queue {
     /// # Errors
     /// [`RedisError`].
     pub async fn submit(&self, job: &NewJob) -> Result<Submission, RedisError> {
+        Ok(self.submit_anew(job, false).await?.0)
+    }
+
+    /// The same; tells also of a job that was created by this very call. `ranked`: with its rank.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub(super) async fn submit_anew(
+        &self,
+        job: &NewJob,
+        ranked: bool,
+    ) -> Result<(Submission, Option<Fresh>), RedisError> {
         let stages: Vec<&str> = job.stages.iter().filter_map(|stage| stage_name(*stage)).collect();
         let (key, request) = match &job.idempotency {
             Some(idempotency) => (idempotency.key.as_str(), idempotency.request.as_str()),
             None => ("", ""),
         };
-        let mut call = self.on(&scripts::SUBMIT, job.id.shard());
-        call.arg(job.id.to_string())
+        let mut item = Cmd::with_capacity(12, job.request.len() + ITEM_BYTES);
+        item.arg(job.id.to_string())
             .arg(job.tenant.as_str())
             .arg(&job.model)
             .arg(stages.join(","));
-        call.arg(job.rows)
+        item.arg(job.rows)
             .arg(job.boost_ms)
             .arg(job.timeout_ms)
-            .arg(&job.request)
+            .arg(&job.request[..])
             .arg(&job.traceparent);
-        let (all, tenant) = (&self.config, &self.config.tenant);
-        call.arg(key).arg(request).arg(all.max_waiting);
-        call.arg(all.max_bytes).arg(all.rate).arg(all.burst);
-        call.arg(tenant.max_queued)
-            .arg(tenant.max_bytes)
-            .arg(tenant.rate)
-            .arg(tenant.burst);
-        let (outcome, id, limit, value, wait_ms): (String, String, String, String, u64) =
-            self.redis.eval(&call).await?;
+        item.arg(key).arg(request).arg(u8::from(ranked));
+        let (outcome, id, limit, value, wait_ms, created_ms, rank) =
+            self.submissions.call(job.id.shard(), item).await?;
         let refusal = Refusal {
             limit,
             value,
             wait_ms: Some(wait_ms).filter(|wait| *wait > 0),
         };
+        let fresh = (created_ms > 0).then(|| Fresh {
+            created_ms,
+            rank: u64::try_from(rank).ok(),
+        });
         let id = || JobId::parse(&id).map_err(|_| foreign("submit", &id));
-        match outcome.as_str() {
-            "created" => Ok(Submission::Created(id()?)),
-            "existed" => Ok(Submission::Existed(id()?)),
-            "conflict" => Ok(Submission::Conflict),
-            "full" => Ok(Submission::Full(refusal)),
-            "quota" => Ok(Submission::Quota(refusal)),
-            other => Err(foreign("submit", other)),
-        }
+        let submission = match outcome.as_str() {
+            "created" => Submission::Created(id()?),
+            "existed" => Submission::Existed(id()?),
+            "conflict" => Submission::Conflict,
+            "full" => Submission::Full(refusal),
+            "quota" => Submission::Quota(refusal),
+            other => return Err(foreign("submit", other)),
+        };
+        Ok((submission, fresh))
     }
 
     /// Cancels a job in any live state.
@@ -228,16 +283,17 @@ impl Queue {
             StageResult::Tokens(_) => "tokens",
             StageResult::Pictures(_) => "pictures",
         };
-        let mut call = self.on(&scripts::COMPLETE, id.shard());
-        call.arg(id.to_string())
+        let encoded = result.encoded();
+        let mut item = Cmd::with_capacity(8, encoded.len() + timing.len() + ITEM_BYTES);
+        item.arg(id.to_string())
             .arg(nonce.to_string())
             .arg(stage)
             .arg(kind)
-            .arg(result.encoded())
+            .arg(encoded)
             .arg(timing)
             .arg(rows)
             .arg(result.digest());
-        let (outcome, state, age_ms, other): (String, String, u64, String) = self.redis.eval(&call).await?;
+        let (outcome, state, age_ms, other) = self.completions.call(id.shard(), item).await?;
         Ok(Completed {
             outcome: reported("complete", &outcome)?,
             job_ended: state == "succeeded",

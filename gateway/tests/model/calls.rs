@@ -4,14 +4,16 @@ use crate::shard::Ms;
 
 #[derive(Clone, Debug)]
 pub enum Call {
-    Submit(Submit),
+    /// Some at once, which share their limits.
+    Submit(Vec<Submit>),
     Claim(Claim),
     Beat {
         worker: String,
         lease: Ms,
         beats: Vec<Beat>,
     },
-    Complete(Complete),
+    /// Some at once.
+    Complete(Vec<Complete>),
     Fail(Fail),
     Release {
         id: String,
@@ -80,6 +82,8 @@ pub struct Submit {
     pub traceparent: String,
     /// Hashes of the key and of the request.
     pub idempotency: Option<(String, String)>,
+    /// To be told its rank.
+    pub ranked: bool,
     pub max_waiting: i64,
     pub max_bytes: i64,
     pub rate: f64,
@@ -184,18 +188,22 @@ impl Call {
     pub fn arguments(&self) -> Vec<String> {
         let mut list = List::default();
         match self {
-            Self::Submit(new) => {
-                let (key, request) = new.idempotency.clone().unwrap_or_default();
-                list.add(&new.id).add(&new.tenant).add(&new.model);
-                list.add(new.stages.join(",")).add(new.rows).add(new.boost);
-                list.add(new.timeout).add(&new.request).add(&new.traceparent);
-                list.add(key).add(request).add(new.max_waiting);
-                list.add(new.max_bytes).add(new.rate).add(new.burst);
-                let own = &new.tenant_limits;
+            Self::Submit(all) => {
+                let first = all.first().expect("a job");
+                list.add(first.max_waiting);
+                list.add(first.max_bytes).add(first.rate).add(first.burst);
+                let own = &first.tenant_limits;
                 list.add(own.max_queued)
                     .add(own.max_bytes)
                     .add(own.rate)
                     .add(own.burst);
+                for new in all {
+                    let (key, request) = new.idempotency.clone().unwrap_or_default();
+                    list.add(&new.id).add(&new.tenant).add(&new.model);
+                    list.add(new.stages.join(",")).add(new.rows).add(new.boost);
+                    list.add(new.timeout).add(&new.request).add(&new.traceparent);
+                    list.add(key).add(request).add(u8::from(new.ranked));
+                }
             }
             Self::Claim(claim) => {
                 list.add(&claim.model).add(&claim.stage).add(&claim.worker);
@@ -209,11 +217,13 @@ impl Call {
                     list.add(&beat.of).add(&beat.checkpoint);
                 }
             }
-            Self::Complete(complete) => {
-                let kind = if complete.is_tokens { "tokens" } else { "pictures" };
-                list.add(&complete.id).add(&complete.nonce).add(&complete.stage);
-                list.add(kind).add(&complete.result).add(&complete.timing);
-                list.add(complete.rows).add(&complete.digest);
+            Self::Complete(all) => {
+                for complete in all {
+                    let kind = if complete.is_tokens { "tokens" } else { "pictures" };
+                    list.add(&complete.id).add(&complete.nonce).add(&complete.stage);
+                    list.add(kind).add(&complete.result).add(&complete.timing);
+                    list.add(complete.rows).add(&complete.digest);
+                }
             }
             Self::Fail(fail) => {
                 list.add(&fail.id).add(&fail.nonce).add(&fail.reason);
@@ -283,19 +293,25 @@ impl Call {
         let filled_beats =
             |beats: &Vec<Beat>| (0..beats.len()).flat_map(|n| [2 + 5 * n, 3 + 5 * n]).collect();
         match self {
-            Self::Submit(new) => {
-                let mut filled = vec![0, 1, 2, 3];
+            Self::Submit(all) => {
+                let of = |n: usize| 8 + 12 * n;
+                let numbers = (0..all.len()).flat_map(|n| [of(n) + 4, of(n) + 5, of(n) + 6]);
+                let mut filled: Vec<usize> = (0..all.len()).flat_map(|n| of(n)..of(n) + 4).collect();
                 // A key stands for a request.
-                filled.extend(new.idempotency.as_ref().map(|_| 10));
-                (
-                    19,
-                    [&[4, 5, 6][..], &(11..19).collect::<Vec<_>>()].concat(),
-                    filled,
-                )
+                let keyed = all
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, new)| new.idempotency.is_some());
+                filled.extend(keyed.map(|(n, _)| of(n) + 10));
+                (of(all.len()), (0..8).chain(numbers).collect(), filled)
             }
             Self::Claim(claim) => (9, (3..8).collect(), (8..8 + claim.nonces.len()).collect()),
             Self::Beat { beats, .. } => (2 + 5 * beats.len(), vec![1], filled_beats(beats)),
-            Self::Complete(_) => (8, vec![6], vec![0, 1, 2, 3]),
+            Self::Complete(all) => {
+                let numbers = (0..all.len()).map(|n| 8 * n + 6).collect();
+                let filled = (0..all.len()).flat_map(|n| 8 * n..8 * n + 4).collect();
+                (8 * all.len(), numbers, filled)
+            }
             Self::Fail(fail) => {
                 let numbers = [&[2, 5][..], &(6..6 + fail.delays.len()).collect::<Vec<_>>()].concat();
                 (6, numbers, vec![0, 1])
@@ -325,11 +341,13 @@ impl Call {
     pub fn spoiled(&self, pick: usize) -> Option<Self> {
         let mut arguments = self.arguments();
         let (least, numbers, filled) = self.requirements();
-        // Leases and settings come in groups: only a part of a group is missing.
+        // Jobs, results, leases and settings come in groups: only a part of a group is missing.
         let missing: Vec<usize> = match self {
             Self::Beat { beats, .. } => (0..least)
                 .filter(|n| *n < 2 || beats.is_empty() || (n - 2) % 5 != 0)
                 .collect(),
+            Self::Submit(_) => (0..least).filter(|n| *n <= 8 || (n - 8) % 12 != 0).collect(),
+            Self::Complete(_) => (0..least).filter(|n| *n == 0 || n % 8 != 0).collect(),
             Self::TenantSet { .. } => (0..least).filter(|n| n % 2 == 0).collect(),
             _ => (0..least).collect(),
         };

@@ -210,6 +210,14 @@ fn answer(call: &Call, reply: &Reply) -> String {
         Reply::Error(_) => "refused".to_owned(),
         Reply::Text(word) if call.script() == "pause" => if word.is_empty() { "" } else { "was" }.to_owned(),
         Reply::Text(word) => word.clone(),
+        // That of the first of several.
+        Reply::List(parts) if ["submit", "complete"].contains(&call.script()) => match parts.first() {
+            Some(Reply::List(first)) => match first.first() {
+                Some(Reply::Text(word)) => word.clone(),
+                other => format!("{other:?}"),
+            },
+            other => format!("{other:?}"),
+        },
         Reply::List(parts) => match parts.first() {
             Some(Reply::Text(word)) if call.script() != "audit" => word.clone(),
             Some(_) => "some".to_owned(),

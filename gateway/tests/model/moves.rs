@@ -9,7 +9,11 @@ impl Shard {
     }
 
     pub fn ring(&mut self, channel: &str, message: &str) {
-        self.rung.push(format!("{channel} {message}"));
+        let bell = format!("{channel} {message}");
+        // Once for a pool and call.
+        if channel != "work" || !self.rung.contains(&bell) {
+            self.rung.push(bell);
+        }
     }
 
     /// A visible change.

@@ -119,7 +119,7 @@ fn without_idempotency_the_comparison_fails() {
         (
             "another request passes under a known key",
             "submit",
-            "known_hash == hash and 'existed' or 'conflict'",
+            "known_hash == ARGV[i + 10] and 'existed' or 'conflict'",
             "'existed'",
         ),
         (
@@ -137,7 +137,7 @@ fn without_idempotency_the_comparison_fails() {
         (
             "a result is not known to be there",
             "complete",
-            "if by == nonce then",
+            "if by_nonce == nonce then",
             "if false then",
         ),
         (
@@ -257,8 +257,33 @@ fn without_any_other_rule_the_comparison_fails() {
         (
             "nobody is told of work",
             "common",
-            "  redis.call('PUBLISH', P .. 'work', pool)\nend\n\nlocal function dequeue",
-            "end\n\nlocal function dequeue",
+            "  redis.call('PUBLISH', P .. 'work', pool)\n",
+            "",
+        ),
+        (
+            "jobs of one call do not count against its limits",
+            "submit",
+            "  waiting[pool], own.jobs, own.bytes = waiting[pool] + 1, own.jobs + 1, own.bytes + bytes\n",
+            "",
+        ),
+        (
+            "a rate is paid once for all jobs of a call",
+            "submit",
+            "number(dues[key] or redis.call('GET', P .. key))",
+            "number(redis.call('GET', P .. key) and nil)",
+        ),
+        (
+            "nobody is told of changes",
+            "common",
+            "if #changed > 0 then redis.call('PUBLISH'",
+            "if false then redis.call('PUBLISH'",
+        ),
+        ("a result frees no place", "complete", "admit(tenant)", ""),
+        (
+            "a result's bytes are not given back",
+            "complete",
+            "by[#charged] = -number(job.bytes)",
+            "by[#charged] = 0",
         ),
         ("nobody is told to stop", "cancel", "revoke(job, 'cancelled')", ""),
         (

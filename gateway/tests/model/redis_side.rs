@@ -200,7 +200,15 @@ impl RedisSide {
             seen.expiries
                 .insert(name(&pair[0]), pair[1].parse().expect("a time"));
         }
-        let mut rung: Vec<String> = rung.iter().map(|bell| name(bell)).collect();
+        // One bell may ring for several jobs.
+        let bells = |bell: &String| -> Vec<String> {
+            let bell = name(bell);
+            match bell.strip_prefix("ev ") {
+                Some(jobs) => jobs.split(' ').map(|job| format!("ev {job}")).collect(),
+                None => vec![bell],
+            }
+        };
+        let mut rung: Vec<String> = rung.iter().flat_map(bells).collect();
         rung.sort_unstable();
         (seen, rung)
     }

@@ -9,7 +9,7 @@ use crate::{
 };
 
 fn submit(id: &str) -> Call {
-    Call::Submit(Submit {
+    Call::Submit(vec![Submit {
         id: id.to_owned(),
         tenant: "a".to_owned(),
         model: "m".to_owned(),
@@ -20,6 +20,7 @@ fn submit(id: &str) -> Call {
         request: "request".to_owned(),
         traceparent: String::new(),
         idempotency: None,
+        ranked: false,
         max_waiting: 100,
         max_bytes: 0,
         rate: 0.0,
@@ -30,7 +31,7 @@ fn submit(id: &str) -> Call {
             rate: 0.0,
             burst: 0.0,
         },
-    })
+    }])
 }
 
 fn claim(nonce: &str) -> Call {

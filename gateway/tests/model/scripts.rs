@@ -16,10 +16,10 @@ impl Shard {
         self.now = now;
         self.rung.clear();
         match call {
-            Call::Submit(new) => self.submit(new),
+            Call::Submit(all) => self.submit_all(all),
             Call::Claim(claim) => self.claim(claim),
             Call::Beat { worker, lease, beats } => self.beat(worker, *lease, beats),
-            Call::Complete(complete) => self.complete(complete),
+            Call::Complete(all) => Reply::List(all.iter().map(|complete| self.complete(complete)).collect()),
             Call::Fail(fail) => self.fail(fail),
             Call::Release {
                 id,
@@ -47,6 +47,36 @@ impl Shard {
             } => self.audit(token, act, *patience),
             Call::Wrong { script, .. } => Reply::Error(format!("{script}: bad arguments")),
         }
+    }
+
+    /// One after another; ranks are those after all.
+    fn submit_all(&mut self, all: &[Submit]) -> Reply {
+        let mut replies = Vec::new();
+        for new in all {
+            let was_there = self.jobs.contains_key(&new.id);
+            let reply = self.submit(new);
+            let is_new = !was_there && self.jobs.contains_key(&new.id);
+            replies.push((new, reply, is_new));
+        }
+        let told = |(new, mut reply, is_new): (&Submit, Reply, bool)| {
+            if let (Reply::List(parts), true) = (&mut reply, is_new) {
+                parts[5] = Reply::Int(self.now);
+                if new.ranked {
+                    parts[6] = Reply::Int(self.rank(&new.id));
+                }
+            }
+            reply
+        };
+        Reply::List(replies.into_iter().map(told).collect())
+    }
+
+    fn rank(&self, id: &str) -> i64 {
+        let job = &self.jobs[id];
+        let (pool, place) = (job.pool(), (job.score, &job.id));
+        let is_before = |other: &&Job| {
+            other.tenant == job.tenant && other.waits_in(&pool) && (other.score, &other.id) < place
+        };
+        self.jobs.values().filter(is_before).count() as i64
     }
 
     fn submit(&mut self, new: &Submit) -> Reply {
@@ -255,5 +285,5 @@ impl Shard {
 
 fn submitted(outcome: &str, id: &str, limit: &str, value: Option<f64>, wait: f64) -> Reply {
     let value = value.map(|value| value.to_string()).unwrap_or_default();
-    reply![outcome, id, limit, &value, wait.ceil() as i64]
+    reply![outcome, id, limit, &value, wait.ceil() as i64, 0, -1]
 }

@@ -62,7 +62,7 @@ impl Memory {
 
     fn one(&mut self, shard: &Shard, step: &Step) -> Call {
         match step {
-            Step::Submit(new) => Call::Submit(self.submit(shard, new)),
+            Step::Submit(all) => Call::Submit(self.submit(shard, all)),
             Step::Claim {
                 pool,
                 worker,
@@ -112,12 +112,12 @@ impl Memory {
                     beats: leases.iter().map(beat).collect(),
                 }
             }
-            Step::Complete {
-                lease,
-                size,
-                digest,
-                twist,
-            } => self.complete(shard, *lease, *size, *digest, *twist),
+            Step::Complete(all) => {
+                let complete = |(lease, size, digest, twist): &(Lease, usize, u8, u8)| {
+                    self.complete(shard, *lease, *size, *digest, *twist)
+                };
+                Call::Complete(all.iter().map(complete).collect())
+            }
             Step::Fail {
                 lease,
                 reason,
@@ -206,8 +206,15 @@ impl Memory {
         }
     }
 
-    fn submit(&mut self, shard: &Shard, new: &NewJob) -> Submit {
-        let (max_queued, max_bytes, rate, burst) = new.own;
+    /// The limits of the first are those of all.
+    fn submit(&mut self, shard: &Shard, all: &[NewJob]) -> Vec<Submit> {
+        let first = all.first().expect("a job");
+        let submit = |new: &NewJob| self.submit_one(shard, new, first);
+        all.iter().map(submit).collect()
+    }
+
+    fn submit_one(&mut self, shard: &Shard, new: &NewJob, limits: &NewJob) -> Submit {
+        let (max_queued, max_bytes, rate, burst) = limits.own;
         let model = if new.shape == 3 { "n" } else { "m" };
         let stages: &[&str] = if new.shape >= 2 {
             &["base"]
@@ -228,10 +235,11 @@ impl Memory {
             idempotency: new
                 .key
                 .map(|(key, request)| (format!("key{key}"), format!("hash{request}"))),
-            max_waiting: new.max_waiting,
-            max_bytes: new.max_bytes,
-            rate: new.rate,
-            burst: new.burst,
+            ranked: new.ranked,
+            max_waiting: limits.max_waiting,
+            max_bytes: limits.max_bytes,
+            rate: limits.rate,
+            burst: limits.burst,
             tenant_limits: TenantLimits {
                 max_queued,
                 max_bytes,
@@ -241,13 +249,13 @@ impl Memory {
         }
     }
 
-    fn complete(&mut self, shard: &Shard, lease: Lease, size: usize, digest: u8, twist: u8) -> Call {
+    fn complete(&self, shard: &Shard, lease: Lease, size: usize, digest: u8, twist: u8) -> Complete {
         let (id, nonce, stage) = self.lease(shard, lease);
         let job = shard.jobs.get(&id);
         let is_last = job.is_none_or(|job| job.stages.last() == Some(&stage));
         let rows = job.map_or(1, |job| job.rows);
         let other = if stage == "base" { "superres" } else { "base" };
-        Call::Complete(Complete {
+        Complete {
             id,
             nonce,
             is_tokens: is_last == (twist == 1),
@@ -256,7 +264,7 @@ impl Memory {
             timing: "took".to_owned(),
             rows: if twist == 2 { rows + 1 } else { rows },
             digest: format!("digest{digest}"),
-        })
+        }
     }
 
     fn audit_part(&mut self, shard: &Shard, act: u8, pick: usize) -> Call {

@@ -11,7 +11,7 @@ pub enum Step {
     Pass(Ms),
     /// A recent call once more, as if its reply had been lost.
     Again(usize),
-    Submit(NewJob),
+    Submit(Vec<NewJob>),
     Claim {
         pool: usize,
         worker: usize,
@@ -28,12 +28,8 @@ pub enum Step {
         step: u8,
         checkpoint: bool,
     },
-    Complete {
-        lease: Lease,
-        size: usize,
-        digest: u8,
-        twist: u8,
-    },
+    /// Lease, size, digest and twist of each.
+    Complete(Vec<(Lease, usize, u8, u8)>),
     Fail {
         lease: Lease,
         reason: u8,
@@ -89,6 +85,7 @@ pub struct NewJob {
     pub timeout: Ms,
     pub size: usize,
     pub key: Option<(u8, u8)>,
+    pub ranked: bool,
     /// The id of a job that is there.
     pub known: Option<usize>,
     pub max_waiting: i64,
@@ -150,15 +147,14 @@ fn sensible() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => select(vec![1, 5, 5, 100, 100, 1_500, 1_500, 2_001, 10_000, 70_000, -5, -50_000]).prop_map(Step::Pass),
         8 => (0..4_usize).prop_map(Step::Again),
-        14 => new_job().prop_map(Step::Submit),
+        14 => several(new_job().boxed()).prop_map(Step::Submit),
         26 => claim.prop_map(|((pool, worker, lease), credit, nonces, weight, max_running)| {
             Step::Claim { pool, worker, lease, credit, nonces, weight, max_running }
         }),
         8 => beat.prop_map(|(worker, lease, leases, step, checkpoint)| {
             Step::Beat { worker, lease, leases, step, checkpoint }
         }),
-        18 => (lease(), 0..20_usize, 0..2_u8, 0..20_u8)
-            .prop_map(|(lease, size, digest, twist)| Step::Complete { lease, size, digest, twist }),
+        18 => several((lease(), 0..20_usize, 0..2_u8, 0..20_u8).boxed()).prop_map(Step::Complete),
         7 => (lease(), 1..6_u8, prop::bool::weighted(0.8), vec(select(vec![0, 50, 2_000]), 0..4))
             .prop_map(|(lease, reason, retriable, delays)| Step::Fail { lease, reason, retriable, delays }),
         5 => (lease(), any::<bool>()).prop_map(|(lease, checkpoint)| Step::Release { lease, checkpoint }),
@@ -166,7 +162,7 @@ fn sensible() -> impl Strategy<Value = Step> {
             .prop_map(|(most, crashes)| Step::Reap { most, crashes }),
         2 => (pick.clone(), option::weighted(0.1, 0..3_usize))
             .prop_map(|(job, tenant)| Step::Cancel { job, tenant }),
-        1 => (select(vec![1, 100]), select(vec![0, 10_000, 100_000]), select(vec![0, 10_000, 100_000]))
+        3 => (select(vec![1, 100]), select(vec![0, 10_000, 100_000]), select(vec![0, 10_000, 100_000]))
             .prop_map(|(most, keep_done, keep_dead)| Step::Purge { most, keep_done, keep_dead }),
         4 => (0..3_usize, vec(setting, 0..3))
             .prop_map(|(tenant, settings)| Step::TenantSet { tenant, settings }),
@@ -176,6 +172,14 @@ fn sensible() -> impl Strategy<Value = Step> {
         4 => pick.clone().prop_map(Step::Requeue),
         5 => (0..6_u8, pick).prop_map(|(act, pick)| Step::AuditPart { act, pick }),
         2 => any::<bool>().prop_map(|repair| Step::Audit { repair }),
+    ]
+}
+
+/// Mostly one or two a call.
+fn several<T: std::fmt::Debug + 'static>(one: BoxedStrategy<T>) -> impl Strategy<Value = Vec<T>> {
+    prop_oneof![
+        3 => one.clone().prop_map(|one| vec![one]),
+        2 => vec(one, 2..7),
     ]
 }
 
@@ -200,7 +204,7 @@ fn new_job() -> impl Strategy<Value = NewJob> {
         select(vec![LONG, LONG, LONG, LONG, 5_000, 0]),
         0..30_usize,
         option::weighted(0.3, (0..4_u8, 0..2_u8)),
-        option::weighted(0.05, 0..40_usize),
+        (option::weighted(0.05, 0..40_usize), any::<bool>()),
     );
     let limits = (
         option::weighted(0.1, select(vec![0, 3])),
@@ -210,7 +214,7 @@ fn new_job() -> impl Strategy<Value = NewJob> {
     );
     let own = (limit(2.0), limit(50.0), limit(0.7), limit(2.0));
     (what, limits, own).prop_map(|(what, limits, own)| {
-        let (tenant, shape, rows, boost, timeout, size, key, known) = what;
+        let (tenant, shape, rows, boost, timeout, size, key, (known, ranked)) = what;
         let (max_waiting, max_bytes, rate, burst) = limits;
         NewJob {
             tenant,
@@ -220,6 +224,7 @@ fn new_job() -> impl Strategy<Value = NewJob> {
             timeout,
             size,
             key,
+            ranked,
             known,
             max_waiting: max_waiting.unwrap_or(1_000),
             max_bytes: max_bytes.unwrap_or(0),

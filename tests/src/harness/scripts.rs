@@ -75,16 +75,22 @@ pub fn events(call: &Call, reply: &Value, sent: u64) -> Vec<Event> {
                 tenant: grant.at(9),
             })
             .collect(),
-        "complete" if !reply.items().is_empty() => vec![Event::Completed {
-            sent,
-            job,
-            nonce,
-            stage: argument(2),
-            digest: argument(7),
-            outcome: reply.at(0),
-            state: reply.at(1),
-            other: reply.at(3),
-        }],
+        // Several results a call, each with its answer.
+        "complete" => call
+            .arguments
+            .chunks_exact(8)
+            .zip(reply.items())
+            .map(|(result, answer)| Event::Completed {
+                sent,
+                job: result[0].clone(),
+                nonce: result[1].clone(),
+                stage: result[2].clone(),
+                digest: result[7].clone(),
+                outcome: answer.at(0),
+                state: answer.at(1),
+                other: answer.at(3),
+            })
+            .collect(),
         "fail" | "release" if ["accepted", "duplicate"].contains(&reply.at(0).as_str()) => {
             vec![Event::GivenUp {
                 sent,

@@ -6,6 +6,7 @@ local bad = not (owner and lease) or (#ARGV - 2) % 5 ~= 0 or #ARGV > 502
 for i = 3, #ARGV, 5 do bad = bad or ARGV[i] == '' or ARGV[i + 1] == '' end
 if bad then return redis.error_reply('ERR beat: bad arguments') end
 
+changed = {}
 local expires = lease_clock() + lease
 local replies = {}
 for i = 3, #ARGV, 5 do
@@ -40,4 +41,5 @@ for i = 3, #ARGV, 5 do
   if reply == 'held' and checkpoint ~= '' then redis.call('HSET', P .. 'j:' .. id, 'ckpt', checkpoint) end
   replies[#replies + 1] = reply
 end
+tell()
 return replies

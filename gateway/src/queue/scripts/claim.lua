@@ -44,6 +44,7 @@ end
 local active = P .. 'act:' .. pool
 if redis.call('EXISTS', active) == 0 or redis.call('HEXISTS', P .. 'paused', pool) == 1 then return {} end
 
+changed = {}
 local expires = lease_clock() + lease
 local granted, ids = {}, { ARGV[FIRST] }
 local room = #ARGV - FIRST + 1
@@ -119,5 +120,6 @@ while credit > 0 and #granted < room and looks < 100 do
   end
   take(tenant, chosen, at, virtual)
 end
+tell()
 if #granted > 0 then redis.call('SET', claimed_key, table.concat(ids, ' '), 'PX', math.max(1, lease)) end
 return granted

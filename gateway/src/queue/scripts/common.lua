@@ -2,7 +2,8 @@
 -- out: what is not there costs nothing at each call). KEYS[1] is the shard's `meta` key, for routing and for the prefix;
 -- every other key has the same hash tag. Each name is a statement of its own that begins a line.
 --
--- A call into Redis costs more than all the Lua around it: what can be had in one is not asked for in two.
+-- A call into Redis costs more than all the Lua around it: what can be had in one is not asked for in two, also where it is
+-- for several jobs.
 --
 -- A job is in exactly one place: queued (`q:` and `wait:`), running (`lease`), delayed (`delay`), or ended (`done`
 -- or `dead`). `enqueue`, `leave` and `finish` are the only ways in and out. docs/queue.md describes keys and scripts.
@@ -38,6 +39,17 @@ local function is_empty(text) return not text or text == '' end
 local function number(text) return tonumber(text) or 0 end
 
 local function pool_of(job) return job.model .. ':' .. job.stage end
+
+-- Puts a job to those of its pool and tenant; `groups` is also the list of its groups, in order.
+local function gather(groups, job)
+  local name = pool_of(job) .. ':' .. job.tenant
+  local group = groups[name]
+  if not group then
+    group = {}
+    groups[name], groups[#groups + 1] = group, group
+  end
+  group[#group + 1] = job
+end
 
 -- Milliseconds that only pass while the queue is alive. Leases expire by it.
 local function lease_clock()
@@ -108,18 +120,46 @@ end
 -- The same of one job.
 local function count(state, job, by) count_all(state, { job }, by) end
 
--- Bytes that a live job takes up, on its tenant's account and on the queue's.
-local function charge(job, by)
-  add('use:' .. job.tenant, 'bytes', by)
-  add('use:', 'bytes', by)
-  if auditing() and seen_by(job) == audit then tally_bytes(job, by) end
+-- Bytes that live jobs take up, on their tenants' accounts and on the queue's; `by[i]` more of the i-th job.
+local function charge_all(jobs, by)
+  local sums, all = {}, 0
+  for i, job in ipairs(jobs) do
+    sums[job.tenant] = (sums[job.tenant] or 0) + by[i]
+    all = all + by[i]
+  end
+  for tenant, sum in pairs(sums) do add('use:' .. tenant, 'bytes', sum) end
+  add('use:', 'bytes', all)
+  if not auditing() then return end
+  for i, job in ipairs(jobs) do
+    if seen_by(job) == audit then tally_bytes(job, by[i]) end
+  end
+end
+
+-- The same of one job.
+local function charge(job, by) charge_all({ job }, { by }) end
+
+-- Jobs that changed and whose doorbell waits for `tell`, in a script that gathers them.
+local changed
+
+-- Rings for those, once.
+local function tell()
+  if #changed > 0 then redis.call('PUBLISH', P .. 'ev', table.concat(changed, ' ')) end
+  changed = nil
 end
 
 -- Writes fields of a job and makes the change visible: a new version, and the doorbell.
 local function save(job, ...)
   job.ver = number(job.ver) + 1
   redis.call('HSET', P .. 'j:' .. job.id, 'updated', NOW, 'ver', job.ver, ...)
-  redis.call('PUBLISH', P .. 'ev', job.id)
+  if changed then changed[#changed + 1] = job.id else redis.call('PUBLISH', P .. 'ev', job.id) end
+end
+
+-- Says that there may be work for a pool, once in a call.
+local rung = {}
+local function ring(pool)
+  if rung[pool] then return end
+  rung[pool] = true
+  redis.call('PUBLISH', P .. 'work', pool)
 end
 
 -- Virtual time of a pool: what the tenant served last had when it was chosen.
@@ -158,22 +198,30 @@ local function admit(tenant)
   redis.call('DEL', held)
   for _, pool in ipairs(pools) do
     line_up(pool, tenant)
-    redis.call('PUBLISH', P .. 'work', pool)
+    ring(pool)
   end
 end
 
--- Into the queue of its stage, at its original score.
-local function enqueue(job)
-  local pool = pool_of(job)
-  redis.call('ZADD', P .. 'q:' .. pool .. ':' .. job.tenant, job.score, job.id)
-  redis.call('ZADD', P .. 'wait:' .. pool, NOW, job.id)
-  if not redis.call('ZSCORE', P .. 'act:' .. pool, job.tenant)
-    and redis.call('SISMEMBER', P .. 'held:' .. job.tenant, pool) == 0 then
-    line_up(pool, job.tenant)
+-- Jobs of one pool and tenant into the queue of their stage, at their original scores.
+local function enqueue_all(jobs)
+  local pool, tenant = pool_of(jobs[1]), jobs[1].tenant
+  local queued, waiting = {}, {}
+  for i, job in ipairs(jobs) do
+    queued[2 * i - 1], queued[2 * i] = job.score, job.id
+    waiting[2 * i - 1], waiting[2 * i] = NOW, job.id
   end
-  count('queued', job, 1)
-  redis.call('PUBLISH', P .. 'work', pool)
+  redis.call('ZADD', P .. 'q:' .. pool .. ':' .. tenant, unpack(queued))
+  redis.call('ZADD', P .. 'wait:' .. pool, unpack(waiting))
+  if not redis.call('ZSCORE', P .. 'act:' .. pool, tenant)
+    and redis.call('SISMEMBER', P .. 'held:' .. tenant, pool) == 0 then
+    line_up(pool, tenant)
+  end
+  count_all('queued', jobs, 1)
+  ring(pool)
 end
+
+-- The same of one job.
+local function enqueue(job) enqueue_all({ job }) end
 
 local function dequeue_all(jobs, ids)
   local pool, tenant = pool_of(jobs[1]), jobs[1].tenant
