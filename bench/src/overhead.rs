@@ -87,7 +87,7 @@ fn section(pairs: &[(Made, Split)], passes: &Passes) -> anyhow::Result<Section> 
         table.row([name.to_owned(), first, second, third, fourth]);
     };
     row(
-        "queue: waiting for a shard and for its first pass, both stages",
+        "queue: waiting for a shard and for its device, both stages",
         Some(&of_cluster(&|made| milliseconds(made.phases.wait))?),
         None,
     );

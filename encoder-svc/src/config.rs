@@ -38,7 +38,7 @@ pub struct EncoderConfig {
 pub struct Batch {
     /// Most padded tokens of a pass: prompts × the length that they are padded to.
     pub max_tokens: usize,
-    /// The first prompt after a pause waits this long for company; at most 2. Under load nothing waits.
+    /// The first prompt after a pause waits this long for company; 0 to 2. Under load nothing waits.
     pub max_wait_ms: u64,
 }
 
@@ -99,7 +99,8 @@ impl Default for Batch {
     fn default() -> Self {
         Self {
             max_tokens: 1024,
-            max_wait_ms: 1,
+            // Alone, a prompt would only lose it; under load companions gather during the pass before.
+            max_wait_ms: 0,
         }
     }
 }

@@ -34,7 +34,7 @@ pub enum JobEvent {
     },
     /// All of its rows are done.
     Done {
-        /// When its first pass began.
+        /// When its decoding began: conditioning, then the first pass.
         begun_at: Instant,
         /// When its last pass ended.
         ended_at: Instant,

@@ -33,7 +33,7 @@ pub enum Event {
     Done {
         /// Which.
         ticket: Ticket,
-        /// When its first pass began.
+        /// When its decoding began: conditioning, then the first pass.
         begun_at: Instant,
         /// When its last pass ended.
         ended_at: Instant,

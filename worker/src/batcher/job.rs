@@ -58,7 +58,7 @@ enum Slot {
 pub(super) struct Job {
     pub(super) ticket: Ticket,
     pub(super) deadline: Option<Instant>,
-    /// When its first pass began.
+    /// When its decoding began: conditioning, then the first pass.
     pub(super) begun_at: Option<Instant>,
     priority: u8,
     queued_at: Instant,

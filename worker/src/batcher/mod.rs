@@ -105,14 +105,15 @@ impl<M: StageModel> Batcher<M> {
         // Jobs that arrive finished, from a checkpoint, need no pass.
         self.settle(now, &mut turn);
         let chosen = self.choose(now);
+        // Conditioning is a job's own work, not a wait.
+        for (job, _) in by_job(&chosen) {
+            self.jobs[job].begun_at.get_or_insert(now);
+        }
         let chosen = self.condition(chosen, &mut turn);
         if chosen.is_empty() {
             return Ok(turn);
         }
         let begun = clock();
-        for (job, _) in by_job(&chosen) {
-            self.jobs[job].begun_at.get_or_insert(begun);
-        }
         let cost = self.cost(&chosen);
         let steps = self.steps(&chosen);
         match self.pass(&chosen) {

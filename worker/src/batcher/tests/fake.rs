@@ -30,7 +30,7 @@ pub(super) const NAN: f32 = -2.0;
 
 pub(super) const UNCONDITIONAL: f32 = 0.25;
 
-/// A clock that only passes move.
+/// A clock that only passes and conditioning move.
 #[derive(Clone)]
 pub(super) struct Clock {
     base: Instant,
@@ -62,6 +62,8 @@ pub(super) struct Fake {
     clock: Clock,
     /// A pass takes this, and this for each row.
     pub(super) time: (Duration, Duration),
+    /// A condition call takes this.
+    pub(super) condition_time: Duration,
     pub(super) passes: Passes,
     /// What was conditioned, as passes.
     pub(super) conditioned: Passes,
@@ -76,6 +78,7 @@ impl Fake {
             spec: spec(),
             clock,
             time: (Duration::from_millis(9), Duration::from_millis(1)),
+            condition_time: Duration::ZERO,
             passes: Passes::default(),
             conditioned: Passes::default(),
             row_budget,
@@ -134,6 +137,7 @@ impl StageModel for Fake {
         if inputs.len() > 1 && inputs.iter().any(|input| input.text[0] == POISON) {
             return Err(failure());
         }
+        self.clock.advance(self.condition_time);
         let values = inputs.iter().map(|input| input.text[0]).collect();
         self.conditioned.lock().unwrap().push(values);
         let one = |input: &ConditioningInput| {

@@ -1,10 +1,12 @@
 //! Results depend on the job alone.
 
+use std::time::Duration;
+
 use muse_engine::{GuidanceSchedule, Scheduler};
 use proptest::prelude::*;
 
 use super::fake::*;
-use crate::hub::Ticket;
+use crate::{batcher::Event, hub::Ticket};
 
 #[derive(Debug, Clone)]
 struct Recipe {
@@ -175,4 +177,28 @@ fn the_input_that_all_jobs_have_in_common_is_conditioned_once_and_changes_no_tok
         let own = alone(&guided(ticket, false), &clock, 8);
         assert_eq!(finished.grids[&ticket], own, "job {ticket}");
     }
+}
+
+#[test]
+fn conditioning_is_told_as_decoding_and_not_as_waiting() {
+    let clock = Clock::new();
+    let mut model = Fake::new(clock.clone(), 4);
+    model.condition_time = Duration::from_millis(5);
+    let mut batcher = batcher(model);
+    let admitted_at = clock.now();
+    batcher.admit(Wish::new(1, &clock).job());
+    let mut told = None;
+    while !batcher.is_idle() {
+        for event in batcher.turn(&|| clock.now()).unwrap().events {
+            if let Event::Done {
+                begun_at, ended_at, ..
+            } = event
+            {
+                told = Some((begun_at - admitted_at, ended_at - begun_at));
+            }
+        }
+    }
+    // Four passes of one row, 10 ms each.
+    let decoded = Duration::from_millis(5 + 4 * 10);
+    assert_eq!(told, Some((Duration::ZERO, decoded)));
 }
