@@ -156,6 +156,7 @@ impl Queue {
             "conflict" => Submission::Conflict,
             "full" => Submission::Full(refusal),
             "quota" => Submission::Quota(refusal),
+            "broken" => return Err(broken("submit", &refusal.limit)),
             other => return Err(foreign("submit", other)),
         };
         Ok((submission, fresh))
@@ -294,6 +295,9 @@ impl Queue {
             .arg(rows)
             .arg(result.digest());
         let (outcome, state, age_ms, other) = self.completions.call(id.shard(), item).await?;
+        if outcome == "broken" {
+            return Err(broken("complete", &state));
+        }
         Ok(Completed {
             outcome: reported("complete", &outcome)?,
             job_ended: state == "succeeded",
@@ -393,6 +397,11 @@ fn reported(script: &str, outcome: &str) -> Result<Reported, RedisError> {
         "refused" => Ok(Reported::Refused),
         other => Err(foreign(script, other)),
     }
+}
+
+/// Something else has written over a key of this item alone.
+fn broken(script: &str, fault: &str) -> RedisError {
+    RedisError::Refused(format!("script {script}: {fault}"))
 }
 
 pub(super) fn foreign(script: &str, reply: &str) -> RedisError {

@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "modules of a test binary, not a crate")]
 
 mod audits;
+mod coalescing;
 mod dead;
 mod harness;
 mod order;

@@ -36,6 +36,14 @@ end
 
 local function is_empty(text) return not text or text == '' end
 
+-- One item of a call that has several: the answer, or nil and what broke. A key that something else has written over must not
+-- end the call with the other items half done.
+local function guarded(work, ...)
+  local fine, answer = pcall(work, ...)
+  if fine then return answer end
+  return nil, type(answer) == 'table' and answer.err or tostring(answer)
+end
+
 local function number(text) return tonumber(text) or 0 end
 
 local function pool_of(job) return job.model .. ':' .. job.stage end

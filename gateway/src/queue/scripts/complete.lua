@@ -1,8 +1,8 @@
 -- Stages are done, one after another: each job goes on to its next stage, or to its end, in one step.
 -- ARGV: for each id, nonce, stage, 'tokens' | 'pictures', the tokens or the list of pictures, timing, rows in the result,
 --       digest of the result
--- Reply: for each {'accepted' | 'duplicate' | 'stale' | 'refused', state now, ms since the job was created, the digest that
---        another finisher of this stage gave when it is not this one, else ''}
+-- Reply: for each {'accepted' | 'duplicate' | 'stale' | 'refused' | 'broken', state now or what broke, ms since the job was
+--        created, the digest that another finisher of this stage gave when it is not this one, else ''}
 local SIZE, MOST = 8, 100
 local bad = #ARGV == 0 or #ARGV % SIZE ~= 0 or #ARGV > MOST * SIZE
 for i = 1, #ARGV, SIZE do
@@ -98,7 +98,10 @@ local function complete(id, nonce, stage, kind, result, timing, rows, digest)
 end
 
 local replies = {}
-for i = 1, #ARGV, SIZE do replies[#replies + 1] = complete(unpack(ARGV, i, i + SIZE - 1)) end
+for i = 1, #ARGV, SIZE do
+  local answer, fault = guarded(complete, unpack(ARGV, i, i + SIZE - 1))
+  replies[#replies + 1] = answer or { 'broken', fault, 0, '' }
+end
 settle()
 for pool, average in pairs(averages) do redis.call('HSET', P .. 'took', pool, average) end
 tell()

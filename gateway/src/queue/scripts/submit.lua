@@ -4,8 +4,8 @@
 --       (0 is no limit, but for the jobs that may wait),
 --       then for each job: id, tenant, model, stages, rows, boost ms, timeout ms, request, traceparent,
 --       idempotency hash or '', request hash, '1' to be told its rank
--- Reply: for each {'created' | 'existed' | 'conflict' | 'full' | 'quota', id, which limit or '', the limit or '', ms to wait
---        or 0, when it was created or 0 where that was not now, its rank among its tenant's or -1}
+-- Reply: for each {'created' | 'existed' | 'conflict' | 'full' | 'quota' | 'broken', id, which limit or what broke or '', the
+--        limit or '', ms to wait or 0, when it was created or 0 where that was not now, its rank among its tenant's or -1}
 local FIRST, SIZE, MOST = 9, 12, 100
 local limit, max_bytes, rate, burst = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local length = #ARGV - FIRST + 1
@@ -120,7 +120,10 @@ local function submit(i)
 end
 
 local replies = {}
-for i = FIRST, #ARGV, SIZE do replies[#replies + 1] = submit(i) end
+for i = FIRST, #ARGV, SIZE do
+  local answer, fault = guarded(submit, i)
+  replies[#replies + 1] = answer or reply('broken', ARGV[i], fault)
+end
 if #new == 0 then return replies end
 
 local deadlines, bytes, kept = {}, {}, {}
