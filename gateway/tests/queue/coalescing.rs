@@ -43,7 +43,7 @@ async fn submissions_and_results_that_wait_at_the_same_time_share_calls() {
     let server = RedisServer::start().await;
     let queue = queue(&server).await;
     let keyed = |n: usize| NewJob {
-        idempotency: (n % 2 == 0).then(|| Idempotency {
+        idempotency: n.is_multiple_of(2).then(|| Idempotency {
             // Each key twice, in the same breath.
             key: format!("key {}", n / 4),
             request: "request".to_owned(),
@@ -115,7 +115,7 @@ async fn who_leaves_takes_nothing_from_the_others() {
     for (n, (job, task)) in jobs.iter().zip(tasks).enumerate() {
         match task.await {
             Ok(submitted) => assert_eq!(submitted, Ok(Submission::Created(job.id))),
-            Err(left) => assert!(left.is_cancelled() && n % 3 == 0, "job {n}: {left}"),
+            Err(left) => assert!(left.is_cancelled() && n.is_multiple_of(3), "job {n}: {left}"),
         }
     }
     // Nothing is stuck behind them.
