@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// As a worker takes it by default (`batcher.knee_tolerance`).
-const KNEE_TOLERANCE: f64 = 0.05;
+const KNEE_TOLERANCE: f64 = 0.02;
 /// Sampling at the demo's size and at the paper's should take no more of a pass than this.
 const SAMPLING_SHARE: f64 = 0.03;
 

@@ -64,8 +64,8 @@ pub fn draw(logits: &[f32], settings: DrawSettings, u: f32, scratch: &mut Scratc
     }
     let largest = finite_max(scaled)?;
 
-    weights.clear();
-    weights.extend(scaled.iter().map(|z| exp_rounded(z - largest)));
+    weights.resize(scaled.len(), 0.0);
+    exponentials(scaled, largest, weights);
     let k = settings.top_k as usize;
     if !greedy && k > 0 && k < scaled.len() {
         drop_below_top_k(scaled, weights, k, selection);
@@ -148,11 +148,27 @@ fn first_beyond(threshold: f64, weights: &[f32], sums: &[f64]) -> Option<usize> 
     weights.iter().rposition(|weight| *weight > 0.0)
 }
 
+/// `weights[i] = exp(z[i] − largest)`; both are of one length.
+///
+/// Most of what sampling costs. It is compiled once for each width of vectors that processors have and the widest that is there
+/// runs: additions and multiplications are never fused or reordered, so every width gives the same bits.
+fn exponentials(z: &[f32], largest: f32, weights: &mut [f32]) {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (weight, z) in weights.iter_mut().zip(z) {
+                *weight = exp_rounded(z - largest);
+            }
+        },
+    );
+}
+
 /// `exp(x)` for x ≤ 0, computed in f64 and rounded once to f32.
 ///
 /// Own code because tokens must be equal on every machine, and the C libraries' `expf` differ in their last bits; additions
 /// and multiplications do not. Being free of branches it also becomes vector instructions. The result differs from the
 /// correctly rounded one for about one argument in 2²⁸.
+#[inline(always)]
 fn exp_rounded(x: f32) -> f32 {
     const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2⁵²: adding and subtracting it rounds to an integer
     const LN_2_HIGH: f64 = 6.931_471_803_691_238e-1;

@@ -48,6 +48,23 @@ fn plain_draw(logits: &[f32], settings: DrawSettings, u: f32) -> Draw {
 }
 
 #[test]
+fn vectors_of_this_machine_give_the_bits_of_one_number_at_a_time() {
+    let largest = 7.25f32;
+    // Lengths that are no multiple of a vector's, and values down to where the exponential is 0.
+    for length in [1usize, 3, 17, 1_000, 1_024, 8_191] {
+        let z: Vec<f32> = (0..length)
+            .map(|index| largest - 130.0 * (index as f32 / length as f32).powi(3))
+            .collect();
+        let mut weights = vec![0.0; length];
+        exponentials(&z, largest, &mut weights);
+        for (z, weight) in z.iter().zip(&weights) {
+            let alone = std::hint::black_box(exp_rounded(std::hint::black_box(z - largest)));
+            assert_eq!(weight.to_bits(), alone.to_bits(), "exp({})", z - largest);
+        }
+    }
+}
+
+#[test]
 fn exp_is_the_librarys_rounded_once_over_its_whole_range() {
     let mut different = 0;
     for step in 0..2_000_000u32 {

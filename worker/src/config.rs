@@ -87,7 +87,7 @@ pub struct Batcher {
     pub row_budget: Option<usize>,
     /// Largest pass that warm-up tries.
     pub warm_up_max_rows: usize,
-    /// Passes measured at each size; the fastest counts.
+    /// Passes measured at each size, after one that fills buffers; the fastest counts.
     pub warm_up_passes: usize,
     /// Warm-up tries no larger pass once one took this long.
     pub warm_up_max_pass_ms: u64,
@@ -179,9 +179,9 @@ impl Default for Batcher {
         Batcher {
             row_budget: None,
             warm_up_max_rows: 16,
-            warm_up_passes: 3,
+            warm_up_passes: 5,
             warm_up_max_pass_ms: 1_000,
-            knee_tolerance: 0.05,
+            knee_tolerance: 0.02,
             queue_ahead: 1.5,
             overcommit: 2.0,
             ageing_seconds: 60.0,

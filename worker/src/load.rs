@@ -102,7 +102,7 @@ fn measure<M: StageModel>(
     let batcher = &config.batcher;
     let settings = WarmUp {
         max_rows: batcher.row_budget.unwrap_or(batcher.warm_up_max_rows),
-        passes: batcher.warm_up_passes,
+        rounds: batcher.warm_up_passes,
         max_pass: Duration::from_millis(batcher.warm_up_max_pass_ms),
     };
     let curve = warm_up(model, &input, settings, &Instant::now)?;

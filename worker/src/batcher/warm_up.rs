@@ -1,24 +1,28 @@
 //! Measures a pass at each batch size before the first lease, and finds the row budget.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use muse_engine::{
-    ConditioningInput, Row, RowConditioning, RowError, RowSettings, Sampling, StageError, StageModel,
+    Conditioning, ConditioningInput, Row, RowConditioning, RowError, RowSettings, Sampling, StageError,
+    StageModel,
 };
 
 use super::curve::{PassCurve, Point, warm_up_sizes};
 
-/// Sizes in a row that bring no more rows a second, after which larger ones are not tried: the start should not wait for what
-/// the device cannot use. One or two may be odd by their shape, or by another process.
-const FLAT_SIZES: u32 = 3;
+/// Sizes beyond the best one that are measured again: larger ones bring no more rows a second, and the start should not wait
+/// for them. More than one, because the next may be odd by its shape, or by another process.
+const SIZES_BEYOND: usize = 2;
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
 pub struct WarmUp {
     /// Largest pass tried, in rows.
     pub max_rows: usize,
-    /// Passes at each size; the fastest counts.
-    pub passes: usize,
+    /// Rounds over all sizes, after one that only fills buffers; a size's fastest pass counts.
+    pub rounds: usize,
     /// No larger pass is tried once one took this long.
     pub max_pass: Duration,
 }
@@ -41,6 +45,9 @@ pub enum WarmUpError {
 
 /// Runs passes of unguided rows conditioned on `input` and returns how long they took.
 ///
+/// Size after size in rounds, and not all passes of a size in a row: a busy second of the machine then slows all sizes alike,
+/// and does not make one of them look as if it were past the knee.
+///
 /// # Errors
 /// When the model cannot run them.
 pub fn warm_up<M: StageModel>(
@@ -49,51 +56,79 @@ pub fn warm_up<M: StageModel>(
     settings: WarmUp,
     clock: &dyn Fn() -> Instant,
 ) -> Result<PassCurve, WarmUpError> {
-    let failed = |rows: usize| move |source| WarmUpError::Model { rows, source };
-    let conditioning = model.condition(std::slice::from_ref(input)).map_err(failed(1))?;
+    let conditioning = model
+        .condition(std::slice::from_ref(input))
+        .map_err(|source| WarmUpError::Model { rows: 1, source })?;
     let Some(conditional) = conditioning.into_iter().next() else {
         return Ok(PassCurve::default());
     };
-    let spec = model.spec().clone();
-    let mut points = Vec::new();
-    let (mut best_rate, mut flat) = (0.0, 0);
-    for size in warm_up_sizes(settings.max_rows) {
-        let mut best: Option<Duration> = None;
-        for pass in 0..settings.passes.max(1) {
-            let fresh = (0..size).map(|index| {
-                let settings = RowSettings {
-                    seed: pass as u64,
-                    image_index: index as u32,
-                    stage: spec.stage,
-                    // Without guidance a row costs 1, so any size can be made.
-                    sampling: Sampling {
-                        guidance: 0.0,
-                        ..spec.defaults.clone()
-                    },
-                };
-                let conditioning = RowConditioning {
-                    conditional: conditional.clone(),
-                    unconditional: None,
-                };
-                Row::text_to_image(&spec, settings, conditioning)
-            });
-            let mut rows = fresh.collect::<Result<Vec<_>, _>>()?;
-            let mut batch: Vec<&mut Row> = rows.iter_mut().collect();
-            let begun = clock();
-            model.pass(&mut batch).map_err(failed(size))?;
-            let time = clock().saturating_duration_since(begun);
-            best = Some(best.map_or(time, |best| best.min(time)));
-        }
-        let point = Point {
-            rows: size,
-            time: best.unwrap_or_default(),
-        };
-        flat = if point.rate() > best_rate { 0 } else { flat + 1 };
-        best_rate = best_rate.max(point.rate());
-        points.push(point);
-        if point.time > settings.max_pass || flat >= FLAT_SIZES {
+    let mut sizes = warm_up_sizes(settings.max_rows);
+    // The first pass of a size fills buffers; it only tells which sizes take too long.
+    for index in 0..sizes.len() {
+        if pass(model, &conditional, sizes[index], 0, clock)? > settings.max_pass {
+            sizes.truncate(index + 1);
             break;
         }
     }
+    let mut points: Vec<Point> = Vec::with_capacity(sizes.len());
+    for round in 1..=settings.rounds.max(1) {
+        for (index, rows) in sizes.iter().copied().enumerate() {
+            let time = pass(model, &conditional, rows, round as u64, clock)?;
+            match points.get_mut(index) {
+                Some(point) => point.time = point.time.min(time),
+                None => points.push(Point { rows, time }),
+            }
+        }
+        // One round may have met a busy second; two have not met it at the same sizes.
+        if round > 1 {
+            sizes.truncate(1 + best(&points) + SIZES_BEYOND);
+        }
+    }
     Ok(PassCurve::new(points))
+}
+
+/// The time of one pass over `rows` fresh rows.
+fn pass<M: StageModel>(
+    model: &mut M,
+    conditional: &Arc<Conditioning>,
+    rows: usize,
+    seed: u64,
+    clock: &dyn Fn() -> Instant,
+) -> Result<Duration, WarmUpError> {
+    let spec = model.spec().clone();
+    let fresh = (0..rows).map(|index| {
+        let settings = RowSettings {
+            seed,
+            image_index: index as u32,
+            stage: spec.stage,
+            // Without guidance a row costs 1, so any size can be made.
+            sampling: Sampling {
+                guidance: 0.0,
+                ..spec.defaults.clone()
+            },
+        };
+        let conditioning = RowConditioning {
+            conditional: conditional.clone(),
+            unconditional: None,
+        };
+        Row::text_to_image(&spec, settings, conditioning)
+    });
+    let mut fresh = fresh.collect::<Result<Vec<_>, _>>()?;
+    let mut batch: Vec<&mut Row> = fresh.iter_mut().collect();
+    let begun = clock();
+    model
+        .pass(&mut batch)
+        .map_err(|source| WarmUpError::Model { rows, source })?;
+    Ok(clock().saturating_duration_since(begun))
+}
+
+/// Index of the point with most rows a second; of equals the smallest.
+fn best(points: &[Point]) -> usize {
+    let mut best = 0;
+    for (index, point) in points.iter().enumerate() {
+        if point.rate() > points[best].rate() {
+            best = index;
+        }
+    }
+    best
 }

@@ -183,7 +183,7 @@ fn warm_up_finds_the_knee_of_the_model() {
     };
     let settings = WarmUp {
         max_rows: 16,
-        passes: 2,
+        rounds: 2,
         max_pass: Duration::from_secs(1),
     };
     let curve = warm_up(&mut model, &input, settings, &|| clock.now()).unwrap();
@@ -208,8 +208,39 @@ fn warm_up_finds_the_knee_of_the_model() {
     let sizes: Vec<usize> = curve.points().iter().map(|point| point.rows).collect();
     assert_eq!(
         sizes,
-        [1, 2, 3, 4],
-        "a device that gains nothing is not measured further"
+        [1, 2, 3, 4, 6, 8, 12, 16],
+        "every size is known, for estimates"
     );
     assert_eq!(curve.knee(0.05), Some(1));
+}
+
+#[test]
+fn a_busy_second_at_warm_up_does_not_move_the_knee() {
+    let clock = Clock::new();
+    let input = ConditioningInput {
+        text: vec![0.5],
+        text_mask: vec![1],
+        low_tokens: None,
+    };
+    let settings = WarmUp {
+        max_rows: 16,
+        rounds: 3,
+        max_pass: Duration::from_secs(1),
+    };
+    // Each pass reads the clock twice, and there are eight sizes: this is the second half of the first round that counts,
+    // then of the second.
+    for spell in [24..=32, 40..=48] {
+        let mut model = Fake::new(clock.clone(), 16);
+        model.time = (Duration::from_millis(2), Duration::from_millis(10));
+        let reads = std::cell::Cell::new(0);
+        let busy = || {
+            reads.set(reads.get() + 1);
+            if reads.get() % 2 == 0 && spell.contains(&reads.get()) {
+                clock.advance(Duration::from_millis(100));
+            }
+            clock.now()
+        };
+        let curve = warm_up(&mut model, &input, settings, &busy).unwrap();
+        assert_eq!(curve.knee(0.02), Some(8), "{spell:?}: {curve:?}");
+    }
 }
