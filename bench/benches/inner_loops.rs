@@ -10,8 +10,8 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use muse_engine::{
-    Conditioning, GuidanceSchedule, ImageSize, Logits, MaskSchedule, Row, RowConditioning, RowSettings, Sampling,
-    Scheduler, Stage, StageSpec, Unconditional,
+    Conditioning, GuidanceSchedule, ImageSize, Logits, MaskSchedule, Row, RowConditioning, RowSettings,
+    Sampling, Scheduler, Stage, StageSpec, Unconditional,
     picture::{self, EncodeOptions, PictureFormat, Provenance},
     pixels::RgbImage,
     random::StepKey,

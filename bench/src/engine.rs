@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::Context as _;
 use muse_engine::{
-    Bundle, Conditioning, ConditioningInput, Embedding, Logits, Row, RowConditioning, RowSettings, Sampling, Stage,
-    StageModel, StageSpec, sampler::Scratch,
+    Bundle, Conditioning, ConditioningInput, Embedding, Logits, Row, RowConditioning, RowSettings, Sampling,
+    Stage, StageModel, StageSpec, sampler::Scratch,
 };
 use muse_worker::batcher::curve::{PassCurve, Point, warm_up_sizes};
 

@@ -148,7 +148,10 @@ impl StepGraph {
             inputs.push((GRIDS, Session::view(&[self.rows], &self.grids)?));
         }
         if packed {
-            inputs.push((POSITIONS, Session::view(&[self.positions.len()], &self.positions)?));
+            inputs.push((
+                POSITIONS,
+                Session::view(&[self.positions.len()], &self.positions)?,
+            ));
         }
         for ((name, _), tensor) in self.conditioning.iter().zip(joined) {
             inputs.push((name.as_str(), tensor_view(tensor)?));

@@ -261,7 +261,11 @@ fn logits_at_masked_positions_alone_are_as_good_as_those_of_the_whole_grid() {
         };
         let (few, fewer) = (at_masked(&conditional), at_masked(&unconditional));
         whole
-            .advance(everywhere(&conditional), Some(everywhere(&unconditional)), &mut scratch)
+            .advance(
+                everywhere(&conditional),
+                Some(everywhere(&unconditional)),
+                &mut scratch,
+            )
             .unwrap();
         let packed_logits = |values| Logits::at_masked(values, spec.logits_size);
         packed

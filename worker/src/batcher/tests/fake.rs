@@ -10,8 +10,8 @@ use std::{
 };
 
 use muse_engine::{
-    Conditioning, ConditioningInput, GuidanceSchedule, Logits, MaskSchedule, Row, RowSettings, RowState, Sampling,
-    Scheduler, Stage, StageError, StageModel, StageSpec, Unconditional,
+    Conditioning, ConditioningInput, GuidanceSchedule, Logits, MaskSchedule, Row, RowSettings, RowState,
+    Sampling, Scheduler, Stage, StageError, StageModel, StageSpec, Unconditional,
     bundle::ImageSize,
     runtime::RuntimeError,
     sampler::Scratch,
