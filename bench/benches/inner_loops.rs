@@ -10,8 +10,8 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use muse_engine::{
-    Conditioning, GuidanceSchedule, ImageSize, MaskSchedule, Row, RowConditioning, RowSettings, Sampling,
-    Scheduler, Stage, StageSpec, Unconditional,
+    Conditioning, GuidanceSchedule, ImageSize, Logits, MaskSchedule, Row, RowConditioning, RowSettings,
+    Sampling, Scheduler, Stage, StageSpec, Unconditional,
     picture::{self, EncodeOptions, PictureFormat, Provenance},
     pixels::RgbImage,
     random::StepKey,
@@ -99,11 +99,12 @@ fn step(criterion: &mut Criterion) {
         let spec = spec(side, codes, sampling);
         let size = spec.positions() * spec.logits_size;
         let (conditional, unconditional) = (logits(size, 0), logits(size, 1));
+        let packed = |values| Logits::at_masked(values, spec.logits_size);
         let (fresh, mut scratch) = (row(&spec), Scratch::default());
         group.bench_function(name, |bencher| {
             bencher.iter_batched_ref(
                 || fresh.clone(),
-                |row| row.advance(&conditional, Some(&unconditional), spec.logits_size, &mut scratch),
+                |row| row.advance(packed(&conditional), Some(packed(&unconditional)), &mut scratch),
                 BatchSize::LargeInput,
             );
         });

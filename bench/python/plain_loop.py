@@ -4,7 +4,8 @@
 Batched as far as that goes without a scheduler: all pictures of a batch start together, have the same number of steps and
 end together. Sampling is vectorised over the batch; randomness is NumPy's own, so the pictures are not those of the engine,
 only the work is the same. Conditional and unconditional rows share a pass, and the unconditional ones are left out where
-guidance is 0, as the engine does.
+guidance is 0, as the engine does; and as there, logits are asked for and sampled at masked positions alone, and a picture's
+two rows share its grid, where the step graph can do that.
 
     plain_loop.py --bundle bundles/demo --threads 2
 
@@ -101,26 +102,43 @@ class Model:
 
         tokens = np.full((batch, positions), stage["mask_id"], np.int64)
         for step in range(steps):
+            # Every row has as many masked positions as the others: [B, M].
+            masked = np.nonzero(tokens == stage["mask_id"])[1].reshape(batch, -1)
             t = np.float32(settings["guidance"])
             if settings["guidance_schedule"] == "linear" and steps > 1:
                 t *= np.float32(step / (steps - 1))
             if t > 0:
-                (logits,) = self.steps[index].run(["logits"], {"tokens": np.concatenate([tokens, tokens]), **both})
+                logits = self.logits(index, tokens, masked, both)
                 logits = (1 + t) * logits[:batch] - t * logits[batch:]
             else:
-                (logits,) = self.steps[index].run(["logits"], {"tokens": tokens, **conditional})
+                logits = self.logits(index, tokens, masked, conditional)
             drawn, confidence = sample(logits[:, :, : stage["codebook_size"]], settings, random)
-            masked = tokens == stage["mask_id"]
-            tokens = np.where(masked, drawn, tokens)
+            np.put_along_axis(tokens, masked, drawn, axis=1)
             keep = math.floor(positions * MASKED[settings["mask_schedule"]]((step + 1) / steps))
-            keep = 0 if step == steps - 1 else min(max(keep, 1), int(masked[0].sum()) - 1)
+            keep = 0 if step == steps - 1 else min(max(keep, 1), masked.shape[1] - 1)
             if keep > 0:
                 noise = settings["choice_temperature"] * (1 - (step + 1) / steps)
                 confidence = confidence + np.float32(noise) * gumbel(confidence.shape, random)
-                confidence = np.where(masked, confidence, np.inf)
                 again = np.argpartition(confidence, keep - 1, axis=1)[:, :keep]
-                np.put_along_axis(tokens, again, stage["mask_id"], axis=1)
+                np.put_along_axis(tokens, np.take_along_axis(masked, again, axis=1), stage["mask_id"], axis=1)
         return tokens
+
+    def logits(self, index: int, tokens: np.ndarray, masked: np.ndarray, conditioning: dict) -> np.ndarray:
+        """Logits [R, M, V] at the positions `masked` [B, M] of `tokens` [B, S], once or twice: as `conditioning` has rows R."""
+        session = self.steps[index]
+        batch, positions = tokens.shape
+        rows = len(next(iter(conditioning.values())))
+        grids = np.arange(rows) % batch
+        known = {given.name for given in session.get_inputs()}
+        inputs = {"tokens": tokens if "grids" in known else tokens[grids], **conditioning}
+        if "grids" in known:
+            inputs["grids"] = grids
+        if "positions" in known:
+            inputs["positions"] = (masked[grids] + positions * np.arange(rows)[:, None]).reshape(-1)
+            (logits,) = session.run(["logits"], inputs)
+            return logits.reshape(rows, masked.shape[1], -1)
+        (logits,) = session.run(["logits"], inputs)
+        return np.take_along_axis(logits, masked[grids][:, :, None], axis=1)
 
     def make(self, prompts: list[str], seed: int) -> list[bytes]:
         """A PNG for each prompt."""
@@ -140,7 +158,7 @@ def gumbel(shape: tuple[int, ...], random) -> np.ndarray:
 
 
 def sample(logits: np.ndarray, settings: dict, random) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and the logarithms of their probabilities, both [B, S], from logits f32 [B, S, V]."""
+    """Tokens and the logarithms of their probabilities, both [B, M], from logits f32 [B, M, V]."""
     if settings["top_k"] and settings["top_k"] < logits.shape[2]:
         least = np.partition(logits, -settings["top_k"], axis=2)[:, :, -settings["top_k"], None]
         logits = np.where(logits < least, -np.inf, logits)

@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::Context as _;
 use muse_engine::{
-    Bundle, Conditioning, ConditioningInput, Embedding, Row, RowConditioning, RowSettings, Sampling, Stage,
-    StageModel, StageSpec, sampler::Scratch,
+    Bundle, Conditioning, ConditioningInput, Embedding, Logits, Row, RowConditioning, RowSettings, Sampling,
+    Stage, StageModel, StageSpec, sampler::Scratch,
 };
 use muse_worker::batcher::curve::{PassCurve, Point, warm_up_sizes};
 
@@ -183,7 +183,7 @@ fn sampling(
     for round in 0..=settings.passes {
         let mut row = row(spec, conditioning, round, 0)?;
         let begun = Instant::now();
-        row.advance(&logits, None, spec.logits_size, &mut scratch)?;
+        row.advance(Logits::at_masked(&logits, spec.logits_size), None, &mut scratch)?;
         if round > 0 {
             times.push(begun.elapsed().as_secs_f64());
         }

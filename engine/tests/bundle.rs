@@ -30,7 +30,7 @@ fn a_sound_bundle_says_what_its_manifest_says() {
     );
     assert_eq!(
         tiny.digest(),
-        "af41524550e396f843e95bc808f3ec504475f990c9701f3c5acf0419e5acca24"
+        "ece591061a36f778f0cc1bf947d0c34b23e29957c6f7eb8157f145f55e9947d8"
     );
 }
 
@@ -177,7 +177,7 @@ fn a_wrong_tensor_name_is_found_when_the_graph_is_opened() {
     let fault = stage_fault(&copy, Stage::Base);
     assert_eq!(
         fault,
-        "base_step.onnx: has no output `logits` (f32 [B, 24, 40]); its outputs are logitz"
+        "base_step.onnx: has no output `logits` (f32 [M, 40]); its outputs are logitz"
     );
 
     let copy = Copy::of_tiny();
@@ -196,7 +196,7 @@ fn a_wrong_shape_is_found_when_the_graph_is_opened() {
     let fault = stage_fault(&copy, Stage::Base);
     assert_eq!(
         fault,
-        "base_step.onnx: its input `tokens` is i64 [dynamic, 24], but must be i64 [B, 28]"
+        "base_step.onnx: its input `tokens` is i64 [dynamic, 24], but must be i64 [G, 28]"
     );
 
     let copy = Copy::of_tiny();
@@ -204,7 +204,7 @@ fn a_wrong_shape_is_found_when_the_graph_is_opened() {
     let fault = stage_fault(&copy, Stage::Base);
     assert_eq!(
         fault,
-        "base_step.onnx: its output `logits` is f32 [dynamic, 24, 40], but must be f32 [B, 24, 48]"
+        "base_step.onnx: its output `logits` is f32 [dynamic, 40], but must be f32 [M, 48]"
     );
 
     let copy = Copy::of_tiny();
@@ -228,6 +228,19 @@ fn a_wrong_shape_is_found_when_the_graph_is_opened() {
         fault.starts_with("text_encoder.onnx: its output `embedding` is "),
         "{fault}"
     );
+}
+
+#[test]
+fn an_optional_input_of_a_step_under_another_name_is_refused() {
+    for (name, other) in [("grids", "gridz"), ("positions", "positionz")] {
+        let copy = Copy::of_tiny();
+        copy.replace_bytes("base_step.onnx", name.as_bytes(), other.as_bytes());
+        let fault = stage_fault(&copy, Stage::Base);
+        assert_eq!(
+            fault,
+            format!("base_step.onnx: has an input `{other}` that docs/bundle.md does not know")
+        );
+    }
 }
 
 #[test]

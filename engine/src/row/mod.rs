@@ -8,7 +8,7 @@ mod tests;
 use std::sync::Arc;
 
 pub use self::state::RowState;
-pub use self::step::StepError;
+pub use self::step::{Logits, StepError};
 use crate::bundle::{Stage, StageSpec};
 use crate::halton::shared_halton_order;
 use crate::sampling::{InvalidSettings, Sampling, Scheduler};

@@ -24,15 +24,54 @@ pub enum StepError {
     Done,
 }
 
+/// A row's logits from a pass, f32, as many as the model gives at a position (`width`) one position after another.
+#[derive(Debug, Clone, Copy)]
+pub struct Logits<'pass> {
+    values: &'pass [f32],
+    width: usize,
+    everywhere: bool,
+}
+
+// === impl Logits ===
+
+impl<'pass> Logits<'pass> {
+    /// Of every position of the grid: `[S, width]`, row-major.
+    pub fn everywhere(values: &'pass [f32], width: usize) -> Logits<'pass> {
+        Logits {
+            values,
+            width,
+            everywhere: true,
+        }
+    }
+
+    /// Of the positions that are masked: `[M, width]`, in the order of [`Row::masked`].
+    pub fn at_masked(values: &'pass [f32], width: usize) -> Logits<'pass> {
+        Logits {
+            values,
+            width,
+            everywhere: false,
+        }
+    }
+
+    /// The logits of the `nth` masked position, which is `position` of the grid; of those the first `codes`.
+    fn of(self, nth: usize, position: u32, codes: usize) -> Option<&'pass [f32]> {
+        let at = if self.everywhere { position as usize } else { nth };
+        let start = at.checked_mul(self.width)?;
+        let end = start.checked_add(self.width)?;
+        self.values.get(start..end)?.get(..codes)
+    }
+}
+
+// === impl Row ===
+
 impl Row {
-    /// Takes the next step with this pass's logits, f32 `[S, width]` row-major. On an error the row is as before.
+    /// Takes the next step with this pass's logits. On an error the row is as before.
     ///
     /// `unconditional` is needed exactly if [`needs_unconditional`](Row::needs_unconditional) says so.
     pub fn advance(
         &mut self,
-        conditional: &[f32],
-        unconditional: Option<&[f32]>,
-        width: usize,
+        conditional: Logits<'_>,
+        unconditional: Option<Logits<'_>>,
         scratch: &mut Scratch,
     ) -> Result<(), StepError> {
         if self.is_done() {
@@ -54,12 +93,11 @@ impl Row {
         let mut guided = std::mem::take(&mut scratch.guided);
         drawn.clear();
         let mut result = Ok(());
-        for position in &self.masked {
-            let conditional = self.logits_at(conditional, *position, width);
-            let logits = match (
-                conditional,
-                unconditional.map(|all| self.logits_at(all, *position, width)),
-            ) {
+        let codes = self.codebook_size as usize;
+        for (nth, position) in self.masked.iter().enumerate() {
+            let conditional = conditional.of(nth, *position, codes);
+            let unconditional = unconditional.map(|logits| logits.of(nth, *position, codes));
+            let logits = match (conditional, unconditional) {
                 (Some(conditional), None) => conditional,
                 (Some(conditional), Some(Some(unconditional))) => {
                     guidance::guide(conditional, unconditional, t, &mut guided);
@@ -100,12 +138,6 @@ impl Row {
             stage,
             step: self.step,
         }
-    }
-
-    /// The codebook's logits at a position.
-    fn logits_at<'logits>(&self, all: &'logits [f32], position: u32, width: usize) -> Option<&'logits [f32]> {
-        let start = (position as usize).checked_mul(width)?;
-        all.get(start..start + width)?.get(..self.codebook_size as usize)
     }
 
     /// Puts the drawn tokens in place and masks some again. `drawn` goes along with `masked`.

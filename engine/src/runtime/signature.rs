@@ -21,6 +21,8 @@ pub(crate) enum Dimension {
     Batch,
     /// Must be dynamic.
     Dynamic,
+    /// The same, by its name in docs/bundle.md.
+    Named(&'static str),
     /// This many, or dynamic.
     Fixed(usize),
     /// Anything.
@@ -94,7 +96,7 @@ impl TensorSignature {
                 .iter()
                 .zip(&self.dimensions)
                 .all(|(found, wanted)| match wanted {
-                    Dimension::Batch | Dimension::Dynamic => *found < 0,
+                    Dimension::Batch | Dimension::Dynamic | Dimension::Named(_) => *found < 0,
                     Dimension::Any => true,
                     Dimension::Fixed(size) => *found < 0 || usize::try_from(*found) == Ok(*size),
                 })
@@ -109,6 +111,7 @@ impl fmt::Display for TensorSignature {
             .map(|dimension| match dimension {
                 Dimension::Batch => "B".to_owned(),
                 Dimension::Dynamic => "dynamic".to_owned(),
+                Dimension::Named(name) => (*name).to_owned(),
                 Dimension::Any => "any".to_owned(),
                 Dimension::Fixed(size) => size.to_string(),
             })

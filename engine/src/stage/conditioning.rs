@@ -140,6 +140,11 @@ impl JoinedConditioning {
         Some(&self.tensors)
     }
 
+    /// What was joined last.
+    pub(crate) fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
     fn fill(&mut self, slot: usize, row: &Conditioning) -> bool {
         if self.tensors.is_empty() {
             self.tensors = row

@@ -5,6 +5,7 @@
 mod conditioning;
 mod input;
 mod onnx;
+mod step_graph;
 
 use std::sync::Arc;
 

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use ort::session::SessionInputValue;
 use ort::value::{Outlet, ValueType};
 
-use super::conditioning::{Conditioning, JoinedConditioning, Tensor, TensorData, for_each_type};
-use super::{ConditioningInput, InputError, RowFailure, StageError, StageModel};
+use super::conditioning::{Conditioning, Tensor, TensorData};
+use super::step_graph::StepGraph;
+use super::{ConditioningInput, RowFailure, StageError, StageModel};
 use crate::bundle::{Bundle, BundleError, BundleFault, Stage, StageSpec, TextSpec};
-use crate::row::Row;
+use crate::row::{Row, StepError};
 use crate::runtime::signature::{Dimension, Signature, TensorSignature, describe};
 use crate::runtime::{Element, Outputs, Provider, RuntimeError, Session, SessionOptions};
 use crate::sampler::Scratch;
@@ -21,12 +21,8 @@ pub struct OnnxStage {
     /// The stage whose tokens super-resolution is conditioned on.
     low: Option<StageSpec>,
     condition: Session,
-    step: Session,
-    /// The conditioning tensors, in the order in which [`Conditioning`] holds them.
-    conditioning: Vec<(String, Element)>,
-    // Buffers that are reused from pass to pass.
-    tokens: Vec<i64>,
-    joined: JoinedConditioning,
+    step: StepGraph,
+    /// Reused from pass to pass.
     scratch: Scratch,
 }
 
@@ -48,21 +44,13 @@ impl OnnxStage {
         let condition = Session::open(bundle, &spec.condition, options)?;
         condition.check(bundle, &condition_signature(bundle.text(), low.as_ref()))?;
         let conditioning = conditioning_outputs(bundle, spec, condition.outputs())?;
-        let step = Session::open(bundle, &spec.step, options)?;
-        step.check(bundle, &step_signature(spec, &conditioning))?;
-        let names = conditioning
-            .into_iter()
-            .map(|signature| (signature.name, signature.element))
-            .collect();
+        let step = StepGraph::open(bundle, spec, conditioning, options)?;
         let mut stage = OnnxStage {
             spec: spec.clone(),
             text: bundle.text().clone(),
             low,
             condition,
             step,
-            conditioning: names,
-            tokens: Vec::new(),
-            joined: JoinedConditioning::default(),
             scratch: Scratch::default(),
         };
         stage.probe(bundle)?;
@@ -95,23 +83,12 @@ impl OnnxStage {
                 error,
             )
         })?;
-        let largest = i64::from(self.spec.vocab_size) - 1;
-        self.tokens.clear();
-        self.tokens.resize(positions, largest);
-        let width = self.spec.logits_size;
-        let mut run = || {
-            let inputs = step_inputs(
-                &self.conditioning,
-                &self.tokens,
-                &mut self.joined,
-                made.iter(),
-                positions,
-            )?;
-            self.step.run(inputs, |outputs| {
-                Ok(outputs.f32("logits", &[1, positions, width]).map(|_| ())?)
-            })
-        };
-        run().map_err(|error| {
+        let largest = self.spec.vocab_size - 1;
+        let everywhere: Vec<u32> = (0u32..).take(positions).collect();
+        self.step.clear();
+        self.step.push(0, &vec![largest; positions], &everywhere);
+        self.step.join(made.iter())?;
+        self.step.run(|_| Ok(())).map_err(|error| {
             let what = format!(
                 "the id {largest}, the largest that {}.vocab_size allows",
                 self.spec.stage
@@ -158,7 +135,7 @@ impl StageModel for OnnxStage {
         if let Some(stage) = &self.low {
             values.push(("low_tokens", Session::view(&[batch, stage.positions()], &low)?));
         }
-        let names = &self.conditioning;
+        let names = self.step.conditioning();
         self.condition.run(values, |outputs| {
             let mut rows: Vec<Conditioning> = (0..batch)
                 .map(|_| Conditioning {
@@ -180,12 +157,10 @@ impl StageModel for OnnxStage {
         let guided: Vec<usize> = (0..rows.len())
             .filter(|index| rows[*index].needs_unconditional())
             .collect();
-        let batch = rows.len() + guided.len();
-        let positions = self.spec.positions();
-        self.tokens.clear();
-        for row in (0..rows.len()).chain(guided.iter().copied()) {
-            self.tokens
-                .extend(rows[row].tokens().iter().map(|token| i64::from(*token)));
+        let step = &mut self.step;
+        step.clear();
+        for index in (0..rows.len()).chain(guided.iter().copied()) {
+            step.push(index, rows[index].tokens(), rows[index].masked());
         }
         let conditionings: Vec<&Arc<Conditioning>> = rows
             .iter()
@@ -197,31 +172,24 @@ impl StageModel for OnnxStage {
             )
             .flatten()
             .collect();
-        let inputs = step_inputs(
-            &self.conditioning,
-            &self.tokens,
-            &mut self.joined,
-            conditionings.into_iter(),
-            positions,
-        )?;
-        let width = self.spec.logits_size;
+        step.join(conditionings.into_iter())?;
+        let form = step.form();
+        let on_prompts: usize = rows.iter().map(|row| form.size(row)).sum();
         let scratch = &mut self.scratch;
-        self.step.run(inputs, |outputs| {
-            let logits = outputs.f32("logits", &[batch, positions, width])?;
-            let (conditional, unconditional) = logits.split_at(rows.len() * positions * width);
-            let mut unconditional = unconditional.chunks_exact(positions * width);
+        step.run(|logits| {
+            let (mut conditional, mut unconditional) = logits.split_at(on_prompts);
             let mut failures = Vec::new();
-            for (index, (row, conditional)) in rows
-                .iter_mut()
-                .zip(conditional.chunks_exact(positions * width))
-                .enumerate()
-            {
-                let unconditional = if row.needs_unconditional() {
-                    unconditional.next()
+            for (index, row) in rows.iter_mut().enumerate() {
+                let own = form.take(&mut conditional, row);
+                let other = if row.needs_unconditional() {
+                    form.take(&mut unconditional, row)
                 } else {
                     None
                 };
-                if let Err(error) = row.advance(conditional, unconditional, width, scratch) {
+                let taken = own
+                    .ok_or(StepError::TooFewLogits)
+                    .and_then(|own| row.advance(own, other, scratch));
+                if let Err(error) = taken {
                     failures.push(RowFailure { row: index, error });
                 }
             }
@@ -275,31 +243,6 @@ fn split(
     })
 }
 
-/// The `step` graph's inputs for a batch of one row for each of `rows`.
-fn step_inputs<'pass, 'row>(
-    names: &'pass [(String, Element)],
-    tokens: &'pass [i64],
-    joined: &'pass mut JoinedConditioning,
-    rows: impl ExactSizeIterator<Item = &'row Arc<Conditioning>>,
-    positions: usize,
-) -> Result<Vec<(&'pass str, SessionInputValue<'pass>)>, StageError> {
-    let batch = rows.len();
-    let joined = match joined.join(rows) {
-        Some(joined) if joined.len() == names.len() => joined,
-        _ => return Err(InputError::Conditioning.into()),
-    };
-    let mut inputs = Vec::with_capacity(1 + joined.len());
-    inputs.push(("tokens", Session::view(&[batch, positions], tokens)?));
-    for ((name, _), tensor) in names.iter().zip(joined) {
-        inputs.push((name.as_str(), tensor_view(tensor)?));
-    }
-    Ok(inputs)
-}
-
-fn tensor_view(tensor: &Tensor) -> Result<SessionInputValue<'_>, RuntimeError> {
-    for_each_type!(&tensor.data, values => Session::view(&tensor.shape, values))
-}
-
 fn condition_signature(text: &TextSpec, low: Option<&StageSpec>) -> Signature {
     let length = Dimension::Fixed(text.max_length);
     let mut inputs = vec![
@@ -321,21 +264,6 @@ fn condition_signature(text: &TextSpec, low: Option<&StageSpec>) -> Signature {
     Signature {
         inputs,
         outputs: None,
-    }
-}
-
-fn step_signature(spec: &StageSpec, conditioning: &[TensorSignature]) -> Signature {
-    let positions = Dimension::Fixed(spec.positions());
-    let mut inputs = vec![TensorSignature::new(
-        "tokens",
-        Element::I64,
-        [Dimension::Batch, positions],
-    )];
-    inputs.extend(conditioning.iter().cloned());
-    let logits = [Dimension::Batch, positions, Dimension::Fixed(spec.logits_size)];
-    Signature {
-        inputs,
-        outputs: Some(vec![TensorSignature::new("logits", Element::F32, logits)]),
     }
 }
 

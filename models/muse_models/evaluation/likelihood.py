@@ -39,8 +39,7 @@ def masked_likelihood(
         for at, ratio in enumerate(ratios):
             masked = order[rows] < max(1, round(ratio * tokens.shape[1]))
             given = np.where(masked, stage.manifest["mask_id"], tokens[rows])
-            (logits,) = stage.step.run(["logits"], {"tokens": given, **conditioning})
-            chosen = logits[masked][:, : stage.manifest["codebook_size"]].astype(np.float64)
+            chosen = stage.masked_logits(given, conditioning)[:, : stage.manifest["codebook_size"]].astype(np.float64)
             right = tokens[rows][masked]
             highest = chosen.max(axis=1)
             total = highest + np.log(np.exp(chosen - highest[:, None]).sum(axis=1))

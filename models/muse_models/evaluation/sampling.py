@@ -106,8 +106,8 @@ class Generator:
 
 def _masked_logits(stage: Stage, tokens: np.ndarray, masked: np.ndarray, conditioning: Conditioning) -> np.ndarray:
     """Logits f32 [N, M, V] at the masked positions [N, M] of each row."""
-    (logits,) = stage.step.run(["logits"], {"tokens": tokens, **conditioning})
-    return np.take_along_axis(logits[..., : stage.manifest["codebook_size"]], masked[..., None], axis=1)
+    logits = stage.masked_logits(tokens, conditioning)[:, : stage.manifest["codebook_size"]]
+    return logits.reshape(*masked.shape, -1)
 
 
 def decode_pictures(stage: Stage, tokens: np.ndarray) -> np.ndarray:

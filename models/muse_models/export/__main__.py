@@ -56,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
                         help="weights of a graph go into a file of their own above this (%(default)s)")
     parser.add_argument("--no-compare", action="store_true",
                         help="do not run the graphs against PyTorch: for models of more than half the memory")
+    parser.add_argument("--keep", type=Path, metavar="BUNDLE",
+                        help="store weights that this bundle has in the form that they have there: for parts that were read "
+                             "from it (muse_models.training.from_bundle) and shall only get other graphs")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -67,8 +70,10 @@ def main(argv: list[str] | None = None) -> int:
         config["weights"][part] = precision
     if arguments.variants and arguments.no_compare:
         parser.error("--variants is there to compare")
+    if arguments.variants and arguments.keep:
+        parser.error("--keep is for one bundle")
     folder = arguments.out or arguments.variants
-    writing = Writing(arguments.external_above, compare=not arguments.no_compare)
+    writing = Writing(arguments.external_above, compare=not arguments.no_compare, keep=arguments.keep)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         parts = gather(config, _sources(arguments, config), CONFIG_DIR, folder.parent)

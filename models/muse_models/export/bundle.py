@@ -15,7 +15,7 @@ from . import graphs
 from .manifest import write_manifest
 from .onnx_file import Difference, compare, compare_exact, trace_apart
 from .parts import BundleParts, StagePart, TextPart
-from .storage import EXTERNAL_ABOVE, Precision
+from .storage import EXTERNAL_ABOVE, Kept, Precision
 
 __all__ = [
     "BundleParts", "GraphReport", "StagePart", "TextPart", "Writing", "bundle_graphs", "write_bundle", "write_bundles",
@@ -52,6 +52,8 @@ class Writing:
     """Bytes of weights above which a graph's weights lie in a file of their own."""
     compare: bool = True
     """Whether graphs are compared with PyTorch. That takes memory for the model twice, and disk for its f32 weights."""
+    keep: Path | None = None
+    """A bundle whose weights, where they are the same but for a rounding, are taken in the form that they have there."""
 
 
 def write_bundle(parts: BundleParts, folder: Path, writing: Writing = Writing()) -> list[GraphReport]:
@@ -79,7 +81,8 @@ def write_bundles(
             path, chosen = staging[folder] / name, precision or own
             if writing.compare and exact is None:
                 exact = compare_exact(graph, traced, path, writing.external_above)
-            size = traced.write(path, chosen, writing.external_above)
+            kept = Kept(writing.keep / name) if writing.keep else None
+            size = traced.write(path, chosen, writing.external_above, kept)
             onnx.checker.check_model(str(path))
             stored = exact if chosen == "f32" or exact is None else compare(graph, path)
             report = GraphReport(name, chosen, size, exact, stored)
@@ -105,7 +108,8 @@ def bundle_graphs(parts: BundleParts) -> Iterator[tuple[str, graphs.Graph, Preci
         config = stage.model.config
         condition = graphs.condition_graph(stage.model, text, text_mask)
         yield f"{name}_condition.onnx", condition, stage.precision
-        yield f"{name}_step.onnx", graphs.step_graph(stage.model, condition), stage.precision
+        step = graphs.step_graph(stage.model, condition, stage.whole_step)
+        yield f"{name}_step.onnx", step, stage.precision
         decoder = graphs.decoder_graph(stage.tokenizer, config.codebook_size, config.positions)
         yield f"{name}_decoder.onnx", decoder, stage.tokenizer_precision
         yield f"{name}_encoder.onnx", graphs.encoder_graph(stage.tokenizer, stage.images), stage.tokenizer_precision

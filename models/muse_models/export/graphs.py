@@ -1,7 +1,7 @@
 """The graphs of a bundle as PyTorch modules: each has the inputs and outputs that `docs/bundle.md` names."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,15 @@ from .parts import StageModel
 
 @dataclass(frozen=True)
 class Graph:
-    """A module to export with example inputs of two rows; every axis 0 is the batch and dynamic."""
+    """A module to export with example inputs; every axis 0 is dynamic, and the batch unless `first_axes` says otherwise."""
 
     module: nn.Module
     inputs: dict[str, Tensor]
     outputs: list[str]
     length_axis: tuple[str, ...] = ()
     """Inputs whose axis 1, the length of the text, is dynamic as well."""
+    first_axes: dict[str, str] = field(default_factory=dict)
+    """Names of inputs' axes 0 that are not the batch."""
 
 
 class TabulatedPositions(nn.Module):
@@ -64,7 +66,19 @@ class ConditionGraph(nn.Module):
 
 
 class StepGraph(nn.Module):
-    """`tokens` and the conditioning to `logits`."""
+    """`tokens`, `grids`, `positions` and the conditioning to `logits`."""
+
+    def __init__(self, model: StageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, grids: Tensor, positions: Tensor, *conditioning: Tensor) -> Tensor:
+        named = dict(zip(self.model.conditioning_names(), conditioning, strict=True))
+        return self.model.step(tokens, named, grids, positions)
+
+
+class WholeStepGraph(nn.Module):
+    """`tokens` and the conditioning to `logits` of every position."""
 
     def __init__(self, model: StageModel) -> None:
         super().__init__()
@@ -148,17 +162,27 @@ def condition_graph(model: StageModel, text: Tensor, text_mask: Tensor) -> Graph
     return Graph(ConditionGraph(model), inputs, model.conditioning_names())
 
 
-def step_graph(model: StageModel, condition: Graph) -> Graph:
-    """The step graph; the examples are half-masked grids with the conditioning of `condition`'s examples."""
+def step_graph(model: StageModel, condition: Graph, whole: bool = False) -> Graph:
+    """The step graph; the examples are half-masked grids with the conditioning of `condition`'s examples.
+
+    There are three rows, the first and the last of one grid, and the positions are those that are masked. With `whole` it
+    has neither of the optional inputs, and two rows.
+    """
     generator = torch.Generator().manual_seed(3)
     config = model.config
     tokens = torch.randint(0, config.codebook_size, (2, config.positions), generator=generator)
     masked = torch.rand(2, config.positions, generator=generator) < 0.5
+    grids = torch.tensor([0, 1, 0])
     with torch.no_grad():
         conditioning = condition.module(*condition.inputs.values())
     inputs = {"tokens": torch.where(masked, config.mask_id, tokens)}
-    inputs |= dict(zip(condition.outputs, conditioning, strict=True))
-    return Graph(StepGraph(model), inputs, ["logits"])
+    if whole:
+        inputs |= dict(zip(condition.outputs, conditioning, strict=True))
+        return Graph(WholeStepGraph(model), inputs, ["logits"])
+    inputs["grids"] = grids
+    inputs["positions"] = masked[grids].flatten().nonzero().flatten()
+    inputs |= {name: values[[0, 1, 1]] for name, values in zip(condition.outputs, conditioning, strict=True)}
+    return Graph(StepGraph(model), inputs, ["logits"], first_axes={"tokens": "G", "positions": "M"})
 
 
 def decoder_graph(tokenizer: nn.Module, codebook_size: int, positions: int) -> Graph:

@@ -80,8 +80,12 @@ def trace(graph: Graph) -> onnx.ModelProto:
 
 def trace_apart(graph: Graph) -> Traced:
     """The ONNX model of `graph` and its f32 weights, apart."""
-    batch, length = torch.export.Dim("B"), torch.export.Dim("L", max=1 << 16)
-    axes = tuple({0: batch, 1: length} if name in graph.length_axis else {0: batch} for name in graph.inputs)
+    length = torch.export.Dim("L", max=1 << 16)
+    first = {name: torch.export.Dim(name) for name in {"B", *graph.first_axes.values()}}
+    axes = tuple(
+        {0: first[graph.first_axes.get(name, "B")]} | ({1: length} if name in graph.length_axis else {})
+        for name in graph.inputs
+    )
     # A module that takes *inputs has one parameter, and the shapes of one parameter are nested once more.
     nested = graph.module.forward.__code__.co_flags & 0x04
     named = graph.module.forward.__code__.co_argcount - 1

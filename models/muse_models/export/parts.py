@@ -43,8 +43,9 @@ class StageModel(Protocol):
 
     condition: Callable[..., dict[str, Tensor]]
     """Text [B, L, D], text mask [B, L] (and low tokens [B, S of base]) to tensors with leading axis B, by name."""
-    step: Callable[[Tensor, dict[str, Tensor]], Tensor]
-    """Tokens [B, S] and those tensors to logits [B, S, logits_size]."""
+    step: Callable[..., Tensor]
+    """Tokens [G, S], those tensors, grids [B] and positions [M] to logits [M, logits_size], as in `docs/bundle.md`; without
+    the last two, tokens [B, S] to logits [B, S, logits_size]."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class StagePart:
     """f32 [length, D], with `unconditional = "null_embedding"`."""
     precision: Precision = "f32"
     tokenizer_precision: Precision = "f32"
+    whole_step: bool = False
+    """Whether the step graph computes every position of every row's grid, without the inputs `grids` and `positions`."""
 
 
 @dataclass(frozen=True)

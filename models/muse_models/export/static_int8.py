@@ -61,6 +61,9 @@ class Observer:
             histogram.add(activations)
         return values[: len(outputs)]
 
+    def get_inputs(self) -> list[onnxruntime.NodeArg]:
+        return self._session.get_inputs()
+
 
 class Comparison:
     """Stands in for a stage's `step` session: answers by `exact`, and asks `other` the same."""
@@ -74,13 +77,17 @@ class Comparison:
 
     def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         values, others = self._exact.run(outputs, inputs), self._other.run(outputs, inputs)
-        masked = inputs["tokens"] == self._mask_id
+        # With `positions` there are logits at masked positions alone.
+        masked = ... if "positions" in inputs else inputs["tokens"] == self._mask_id
         here, there = values[0][masked].astype(np.float64), others[0][masked]
         self._off += float(np.square(there - here).mean(axis=1).sum())
         self._spread += float(here.var(axis=1).sum())
         self._same += int((here.argmax(axis=1) == there.argmax(axis=1)).sum())
         self._positions += len(here)
         return values
+
+    def get_inputs(self) -> list[onnxruntime.NodeArg]:
+        return self._exact.get_inputs()
 
     def error(self) -> Error:
         return Error(

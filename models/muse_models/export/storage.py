@@ -32,6 +32,9 @@ _ALIGNMENT = 4096
 _CLIPPING = np.linspace(0.7, 1.0, 16)
 """Shares of a channel's largest weight that are tried as its int8 range."""
 
+_KEPT_ROUNDING = 2e-3
+"""Most that a weight may be off one that is kept, of its largest value: sums of positions are stored as f16."""
+
 _BYTES = {"f32": 4, "f16": 2, "int8": 1}
 
 
@@ -51,21 +54,23 @@ class Traced:
         _fill(model, _stored(self, precision), None)
         return model
 
-    def write(self, path: Path, precision: Precision, external_above: int = EXTERNAL_ABOVE) -> int:
+    def write(
+        self, path: Path, precision: Precision, external_above: int = EXTERNAL_ABOVE, kept: "Kept | None" = None
+    ) -> int:
         """Writes the model to `path`, its weights to `path` + `.data` if they take more than `external_above` bytes.
 
-        Returns how many bytes the files take.
+        Weights that `kept` holds are stored as they are there. Returns how many bytes the files take.
         """
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         beside = path.with_name(path.name + ".data")
         size = sum(_size(weights, precision) for weights in self.weights.values())
         if size <= external_above:
-            _fill(model, _stored(self, precision), None)
+            _fill(model, _stored(self, precision, kept), None)
             onnx.save(model, path)
             return path.stat().st_size
         with beside.open("wb") as file:
-            _fill(model, _stored(self, precision), file)
+            _fill(model, _stored(self, precision, kept), file)
         onnx.save(model, path)
         return path.stat().st_size + beside.stat().st_size
 
@@ -78,7 +83,35 @@ class _Stored:
     widening: list[onnx.NodeProto]
 
 
-def _stored(traced: Traced, precision: Precision) -> Iterator[_Stored]:
+class Kept:
+    """The weights of an ONNX file in the form that they are stored in, found by what they are once widened.
+
+    Rounding what was rounded already moves a scale by a unit in the last place, and a bundle that is only to get other
+    graphs would get other weights with them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        arrays = {part.name: numpy_helper.to_array(part) for part in onnx.load(path).graph.initializer}
+        self._found: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        for name, values in arrays.items():
+            if name.endswith(".int8"):
+                scale = arrays[name.removesuffix(".int8") + ".scale"]
+                self._found.append((values.astype(np.float32) * scale, {".int8": values, ".scale": scale}))
+            elif name.endswith(".f16"):
+                self._found.append((values.astype(np.float32), {".f16": values}))
+
+    def like(self, weights: np.ndarray) -> dict[str, np.ndarray] | None:
+        """The stored tensors, by the ending of their names, of the one weight that `weights` are but for a rounding."""
+        near = [
+            stored for wide, stored in self._found
+            if wide.shape == weights.shape and np.abs(wide - weights).max() <= _KEPT_ROUNDING * np.abs(wide).max()
+        ]
+        if len(near) > 1:
+            raise ValueError(f"{len(near)} stored weights of shape {list(weights.shape)} are alike")
+        return near[0] if near else None
+
+
+def _stored(traced: Traced, precision: Precision, kept: Kept | None = None) -> Iterator[_Stored]:
     """The weights one after another.
 
     With int8, matrices of products, tables of lookups and kernels of convolutions become int8; other tensors f16.
@@ -89,16 +122,20 @@ def _stored(traced: Traced, precision: Precision) -> Iterator[_Stored]:
         weights = np.ascontiguousarray(tensor.numpy()).reshape(tuple(tensor.shape))
         if precision == "f32" or weights.dtype != np.float32 or weights.size < SMALLEST:
             yield _Stored([(name, weights)], [])
-        elif name in axes:
-            quantised, scale = quantise(weights, axes[name])
+            continue
+        tensors = kept.like(weights) if kept else None
+        if tensors is None and name in axes:
+            tensors = dict(zip((".int8", ".scale"), quantise(weights, axes[name]), strict=True))
+        elif tensors is None:
+            tensors = {".f16": _to_half(name, weights)}
+        if ".int8" in tensors:
             widening = [
                 helper.make_node("Cast", [f"{name}.int8"], [f"{name}.wide"], to=TensorProto.FLOAT),
                 helper.make_node("Mul", [f"{name}.wide", f"{name}.scale"], [name]),
             ]
-            yield _Stored([(f"{name}.int8", quantised), (f"{name}.scale", scale)], widening)
         else:
             widening = [helper.make_node("Cast", [f"{name}.f16"], [name], to=TensorProto.FLOAT)]
-            yield _Stored([(f"{name}.f16", _to_half(name, weights))], widening)
+        yield _Stored([(name + ending, values) for ending, values in tensors.items()], widening)
 
 
 def _size(weights: Any, precision: Precision) -> int:
@@ -167,16 +204,24 @@ def _to_half(name: str, weights: np.ndarray) -> np.ndarray:
 def _channel_axes(graph: onnx.GraphProto, dimensions: dict[str, int]) -> dict[str, int]:
     """The axis of output channels of each initializer (`dimensions` has all) whose every use has one and the same."""
     uses: dict[str, set[int | None]] = {name: set() for name in dimensions}
+    # A matrix that is cut into groups of rows has the columns of its parts.
+    whole = {part: node.input[0] for node in graph.node if _cuts_rows(node, dimensions) for part in node.output}
     for node in graph.node:
         for place, name in enumerate(node.input):
-            if name in uses:
-                uses[name].add(_channel_axis(node, place, dimensions[name]))
+            own = whole.get(name, name)
+            if own in uses and not _cuts_rows(node, dimensions):
+                uses[own].add(_channel_axis(node, place, dimensions[own]))
     return {name: axes.pop() for name, axes in uses.items() if len(axes) == 1 and None not in axes}
 
 
+def _cuts_rows(node: onnx.NodeProto, dimensions: dict[str, int]) -> bool:
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+    return node.op_type == "Split" and axis == 0 and dimensions.get(node.input[0]) == 2
+
+
 def _channel_axis(node: onnx.NodeProto, place: int, dimensions: int) -> int | None:
-    if node.op_type == "MatMul" and place == 1 and dimensions == 2:
-        return 1
+    if node.op_type == "MatMul" and dimensions == 2:
+        return place
     if node.op_type == "Gemm" and place == 1:
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         return 0 if transposed else 1

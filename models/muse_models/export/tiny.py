@@ -3,7 +3,7 @@
 Random weights from a fixed seed, 0.3 MB, and deliberately odd shapes: grids that are not square, logits wider than the
 codebook, a mask id in the middle of what is left, another text length than the demo's. Code with a constant of the
 demo model in it fails here. `--variant null` writes a bundle of a base stage alone, whose unconditional input is a
-tensor.
+tensor and whose step graph has none of the optional inputs.
 """
 
 import argparse
@@ -137,7 +137,7 @@ def tiny_parts() -> BundleParts:
 
 
 def tiny_null_parts() -> BundleParts:
-    """A base stage alone, whose unconditional input is a tensor of three vectors."""
+    """A base stage alone, whose unconditional input is a tensor of three vectors, and whose steps compute whole grids."""
     torch.manual_seed(20261124)
     return BundleParts(
         name="muse-tiny-null",
@@ -148,6 +148,7 @@ def tiny_null_parts() -> BundleParts:
         base=tiny_stage(
             BASE, BASE_DEFAULTS, 8, unconditional="null_embedding",
             null_embedding=np.random.default_rng(5).normal(size=(3, TEXT_WIDTH)), precision="int8",
+            whole_step=True,
         ),
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..attention import attend
+from ..transformer.layers import Linear, at_positions
 from .weights import ForeignCheckpointError
 
 SCORE_SCALE = 8.0
@@ -87,9 +88,9 @@ class Attention(nn.Module):
         self.null = nn.Parameter(torch.zeros(2, shape.heads, 1, shape.head_width))
         self.query_scale = nn.Parameter(torch.ones(shape.head_width))
         self.key_scale = nn.Parameter(torch.ones(shape.head_width))
-        self.query = nn.Linear(shape.width, inner, bias=False)
-        self.key_value = nn.Linear(shape.width, 2 * inner, bias=False)
-        self.out = nn.Linear(inner, shape.width, bias=False)
+        self.query = Linear(shape.width, inner)
+        self.key_value = Linear(shape.width, 2 * inner)
+        self.out = Linear(inner, shape.width)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, 1 + P, inner] of `context` [B, P, width], the learned ones first."""
@@ -115,9 +116,9 @@ class GatedPerceptron(nn.Module):
     def __init__(self, shape: LucidrainsShape) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(shape.width, bias=False)
-        self.into = nn.Linear(shape.width, 2 * shape.hidden, bias=False)
+        self.into = Linear(shape.width, 2 * shape.hidden)
         self.hidden_norm = nn.LayerNorm(shape.hidden, bias=False)
-        self.out = nn.Linear(shape.hidden, shape.width, bias=False)
+        self.out = Linear(shape.hidden, shape.width)
 
     def forward(self, states: Tensor) -> Tensor:
         value, gate = self.into(self.norm(states)).chunk(2, dim=-1)
@@ -133,10 +134,23 @@ class Layer(nn.Module):
         self.cross_attention = Attention(shape)
         self.mlp = GatedPerceptron(shape)
 
-    def forward(self, states: Tensor, key: Tensor, value: Tensor, key_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        states: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_mask: Tensor,
+        grids: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """[B, S, W], or [M, W] at `positions`. With `grids` [B], row b of keys and values meets `states[grids[b]]`."""
         normal = self.self_attention.norm(states)
         states = states + self.self_attention(normal, *self.self_attention.keys_values(normal))
+        if grids is not None:
+            states = states.index_select(0, grids)
         states = states + self.cross_attention(self.cross_attention.norm(states), key, value, key_mask)
+        if positions is not None:
+            states = at_positions(states, positions)
         return states + self.mlp(states)
 
 
@@ -149,10 +163,10 @@ class LucidrainsTransformer(nn.Module):
         self.tokens = nn.Embedding(shape.vocab_size, shape.width)
         self.positions = nn.Parameter(torch.zeros(shape.positions, shape.width))
         same = shape.text_width == shape.width
-        self.text_projection = nn.Identity() if same else nn.Linear(shape.text_width, shape.width, bias=False)
+        self.text_projection = nn.Identity() if same else Linear(shape.text_width, shape.width)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width, bias=False)
-        self.head = nn.Linear(shape.width, shape.codebook_size, bias=False)
+        self.head = Linear(shape.width, shape.codebook_size)
 
     def conditioning_names(self) -> list[str]:
         """Names of the tensors that `condition` returns, in its order."""
@@ -172,11 +186,21 @@ class LucidrainsTransformer(nn.Module):
         conditioning["key_mask"] = mask
         return conditioning
 
-    def step(self, tokens: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
-        """Logits [B, S, codebook_size] of `tokens` [B, S]."""
+    def step(
+        self,
+        tokens: Tensor,
+        conditioning: dict[str, Tensor],
+        grids: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, S, codebook_size] of `tokens` [B, S]; `grids` and `positions` as in `MaskedTransformer.step`."""
         states = self.tokens(tokens) + self.positions
         for index, layer in enumerate(self.layers):
-            states = layer(states, conditioning[f"k{index}"], conditioning[f"v{index}"], conditioning["key_mask"])
+            key, value = conditioning[f"k{index}"], conditioning[f"v{index}"]
+            states = layer(
+                states, key, value, conditioning["key_mask"],
+                grids if index == 0 else None, positions if index == len(self.layers) - 1 else None,
+            )
         return self.head(self.norm(states))
 
 

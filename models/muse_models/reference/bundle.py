@@ -111,6 +111,19 @@ class Stage:
         wanted = self.manifest.get("conditioning", outputs)
         return dict(zip(wanted, self.condition.run(wanted, inputs), strict=True))
 
+    def masked_logits(self, tokens: np.ndarray, conditioning: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits f32 [M, logits_size] at the masked positions of `tokens` [B, S] int64, row after row."""
+        masked = np.flatnonzero(tokens == self.manifest["mask_id"])
+        inputs = {"tokens": tokens, **conditioning}
+        optional = {"grids": np.arange(len(tokens)), "positions": masked}
+        inputs |= {name: values for name, values in optional.items() if name in self._step_inputs}
+        (logits,) = self.step.run(["logits"], inputs)
+        return logits if "positions" in self._step_inputs else logits.reshape(-1, logits.shape[2])[masked]
+
+    @cached_property
+    def _step_inputs(self) -> set[str]:
+        return {given.name for given in self.step.get_inputs()}
+
     def unconditional_text(self, text: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Embedding and mask of the unconditional input, in the form that the manifest names.
 

@@ -35,8 +35,7 @@ def decode_stage(
     }
 
     def forward(tokens: np.ndarray, conditional: bool) -> np.ndarray:
-        (logits,) = stage.step.run(["logits"], {"tokens": tokens[None], **conditionings[conditional]})
-        return logits[0]
+        return stage.masked_logits(tokens[None], conditionings[conditional])
 
     initial = request.initial_tokens
     if initial is None:

@@ -46,7 +46,8 @@ class DecodedRow:
 
 
 Forward = Callable[[np.ndarray, bool], np.ndarray]
-"""`forward(tokens [S] int64, conditional)`: logits f32 [S, >= V] on the prompt, or on what guidance leads away from."""
+"""`forward(tokens [S] int64, conditional)`: logits f32 [M, >= V] at the M masked positions, ascending, on the prompt or on
+what guidance leads away from."""
 
 
 def sample(logits: np.ndarray, u: np.ndarray, temperature: float, top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,9 +108,9 @@ def decode(
         if len(masked) == 0:
             break
         t = classifier_free.weight(settings.guidance, settings.guidance_schedule, step, steps)
-        logits = forward(tokens, True)[masked, :codebook_size]
+        logits = forward(tokens, True)[:, :codebook_size]
         if t != 0:
-            logits = classifier_free.guided(logits, forward(tokens, False)[masked, :codebook_size], t)
+            logits = classifier_free.guided(logits, forward(tokens, False)[:, :codebook_size], t)
         words = rng.draw(key.seed, masked, step, key.image_index, key.stage)
         drawn, log_probability = sample(logits, rng.uniform(words[:, 0]), settings.temperature, settings.top_k)
         tokens[masked] = drawn

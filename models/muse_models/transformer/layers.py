@@ -10,6 +10,20 @@ from torch.nn import functional
 from ..attention import attend
 
 
+class Linear(nn.Linear):
+    """A linear map without bias that is exported as a `MatMul` with a matrix [inputs, outputs], whatever it is applied to.
+
+    PyTorch's own becomes a `Gemm` with the transposed matrix where its input has two axes, and the same weights would lie
+    in two forms in a bundle.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states @ self.weight.T if torch.compiler.is_exporting() else super().forward(states)
+
+
 class GridPositions(nn.Module):
     """Learned 2-D positions: a vector for the row plus one for the column."""
 
@@ -21,7 +35,16 @@ class GridPositions(nn.Module):
 
     def forward(self) -> Tensor:
         """Vectors of all positions in row-major order, [S, width]."""
-        return (self.rows + self.columns).reshape(self.grid[0] * self.grid[1], -1)
+        return self.by_row().flatten(0, 1)
+
+    def by_row(self) -> Tensor:
+        """The same as [rows, columns, width]."""
+        return self.rows + self.columns
+
+
+def at_positions(states: Tensor, positions: Tensor) -> Tensor:
+    """`states` [B, S, W] at `positions` [M], which count through all rows: position s of row b is b * S + s. [M, W]."""
+    return states.flatten(0, 1).index_select(0, positions)
 
 
 class SelfAttention(nn.Module):
@@ -31,8 +54,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width, bias=False)
-        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.query_key_value = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, states: Tensor) -> Tensor:
         query, key, value = self.query_key_value(self.norm(states)).chunk(3, dim=-1)
@@ -46,12 +69,26 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width, bias=False)
-        self.query = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.query = Linear(width, width)
+        self.out = Linear(width, width)
 
-    def forward(self, states: Tensor, key: Tensor, value: Tensor, key_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        states: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_mask: Tensor,
+        grids: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """[B, S, W], or [M, W] at `positions` alone. With `grids` [B], row b of keys and values meets `states[grids[b]]`."""
         query = self.query(self.norm(states))
-        return states + self.out(attend(query, key, value, self.heads, key_mask))
+        if grids is not None:
+            query, states = query.index_select(0, grids), states.index_select(0, grids)
+        attended = attend(query, key, value, self.heads, key_mask)
+        if positions is not None:
+            attended, states = at_positions(attended, positions), at_positions(states, positions)
+        return states + self.out(attended)
 
 
 class FeedForward(nn.Module):
@@ -60,8 +97,8 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, bias=False)
-        self.into = nn.Linear(width, hidden, bias=False)
-        self.out = nn.Linear(hidden, width, bias=False)
+        self.into = Linear(width, hidden)
+        self.out = Linear(hidden, width)
 
     def forward(self, states: Tensor) -> Tensor:
         return states + self.out(functional.gelu(self.into(self.norm(states))))
@@ -88,5 +125,14 @@ class DecoderLayer(nn.Module):
         self.cross = CrossAttention(width, heads)
         self.mlp = FeedForward(width, hidden)
 
-    def forward(self, states: Tensor, key: Tensor, value: Tensor, key_mask: Tensor) -> Tensor:
-        return self.mlp(self.cross(self.attention(states), key, value, key_mask))
+    def forward(
+        self,
+        states: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_mask: Tensor,
+        grids: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """As `CrossAttention.forward`: what comes before it sees each grid once, what comes after it only `positions`."""
+        return self.mlp(self.cross(self.attention(states), key, value, key_mask, grids, positions))

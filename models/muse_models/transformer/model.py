@@ -3,6 +3,11 @@
 `condition` turns text (and low-resolution tokens) into what stays the same over the decoding steps: each layer's
 cross-attention keys and values. `step` maps a grid with masked positions to logits.
 
+A step can be told what it may leave out. Rows of one grid (a picture's conditional row and the unconditional one beside
+it) are the same until the first cross-attention, so with `grids` a grid's part before it is computed once. Logits are
+wanted where a token is masked, so with `positions` what comes after the last attention is computed there alone. Neither
+changes a bit of any logit.
+
 With `config.merge` = M > 1 the layers hold one state for each M x M square of tokens, and every token gets its own
 state back before the logits. A step then costs about M^2 times less, which is what makes a super-resolution model
 trainable, and quick, on a CPU; the paper thins out attention there instead (its multi-axis form, appendix).
@@ -12,9 +17,10 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .config import TransformerConfig
-from .layers import DecoderLayer, EncoderLayer, FeedForward, GridPositions
+from .layers import DecoderLayer, EncoderLayer, FeedForward, GridPositions, Linear, at_positions
 
 Conditioning = dict[str, Tensor]
 """Tensors with leading axis B, by the name they have in the exported graphs."""
@@ -27,22 +33,23 @@ class MaskedTransformer(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.text_projection = nn.Linear(config.text_width, width, bias=False)
+        self.text_projection = Linear(config.text_width, width)
         self.context_norm = nn.LayerNorm(width, bias=False)
         # All layers' keys and values in one product: [k0 | v0 | k1 | v1 | …].
-        self.keys_values = nn.Linear(width, 2 * config.layers * width, bias=False)
+        self.keys_values = Linear(width, 2 * config.layers * width)
         self.tokens = nn.Embedding(config.vocab_size, width)
         self.positions = GridPositions(config.state_grid, width)
         if config.merge > 1:
             share = config.merge**2
-            self.merge = nn.Linear(share * width, width, bias=False)
-            self.split = nn.Linear(width, share * width, bias=False)
+            self.merge = Linear(share * width, width)
+            self.split = Linear(width, share * width)
             self.split_mlp = FeedForward(width, 2 * width)
+            self.register_buffer("to_square", square_shifts(config.grid, config.merge), persistent=False)
         self.layers = nn.ModuleList(
             DecoderLayer(width, config.heads, config.mlp_width) for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(width, bias=False)
-        self.head = nn.Linear(width, config.logits_size, bias=False)
+        self.head = Linear(width, config.logits_size)
 
     def conditioning_names(self) -> list[str]:
         """Names of the tensors that `condition` returns, in the order in which it does."""
@@ -55,7 +62,8 @@ class MaskedTransformer(nn.Module):
         parts = self.keys_values(self.context_norm(context)).chunk(2 * self.config.layers, dim=-1)
         conditioning = dict(zip(self.conditioning_names(), parts, strict=False))
         seen = torch.ones_like(text_mask[:, :1]).expand(-1, always.shape[1])
-        conditioning["key_mask"] = torch.cat([seen, text_mask], dim=1)
+        # int32 is what the exported attention takes: a wider mask would be cast at every step.
+        conditioning["key_mask"] = torch.cat([seen, text_mask], dim=1).to(torch.int32)
         return conditioning
 
     def _squares(self, grids: Tensor) -> Tensor:
@@ -69,25 +77,62 @@ class MaskedTransformer(nn.Module):
         states = states.reshape(-1, rows, columns, side, side, self.config.width).transpose(2, 3)
         return states.reshape(-1, self.config.positions, self.config.width)
 
-    def _first_states(self, embedded: Tensor, conditioning: Conditioning) -> Tensor:
-        """States that enter the first layer, [B, S / M^2, W], from what each holds of token embeddings."""
-        return embedded + self.positions()
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """What the states of `tokens` [G, S] hold of their tokens and places, [G, S / M^2, W]."""
+        (rows, columns), side = self.config.state_grid, self.config.merge
+        if side == 1:
+            embedded = self.tokens(tokens.reshape(-1, rows, columns))
+        else:
+            # The product of an embedding and its part of `merge` is one of few: a table for each place in the square,
+            # which is constant once trained, and then a look-up.
+            places = tokens.reshape(-1, rows, side, columns, side).permute(2, 4, 0, 1, 3).flatten(0, 1)
+            tables = [self.tokens.weight @ part for part in self.merge.weight.T.chunk(side**2)]
+            embedded = functional.embedding(places[0], tables[0])
+            for place in range(1, side**2):
+                embedded = embedded + functional.embedding(places[place], tables[place])
+        # Added to a grid and not to a list of states, [S, W], for ONNX Runtime would then make one operator of this and
+        # the first norm (SkipLayerNormalization), which its CPU provider takes six times as long for.
+        return (embedded + self.positions.by_row()).flatten(1, 2)
 
-    def hidden(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
-        """A state for each token after the last layer, [B, S, W]; `logits` goes on from there.
+    def _first_states(self, tokens: Tensor, conditioning: Conditioning, shared: bool) -> Tensor:
+        """States that enter the first layer, [G, S / M^2, W]; `shared` if rows may share grids."""
+        return self._embedded(tokens)
+
+    def _token_states(self, states: Tensor, tokens: Tensor, positions: Tensor | None) -> Tensor:
+        """A state for each of `tokens` [B, S] from those of the squares, [B, S, W], or [M, W] at `positions` alone."""
+        shares = self.split(states)
+        if positions is None:
+            embedded = self.tokens(self._squares(tokens))
+            return self._from_squares(shares.unflatten(2, embedded.shape[2:]) + embedded)
+        places = positions + self.to_square.index_select(0, positions % self.config.positions)
+        shares = shares.reshape(-1, self.config.width).index_select(0, places)
+        return shares + self.tokens(tokens.flatten().index_select(0, positions))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        conditioning: Conditioning,
+        grids: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """A state for each token after the last layer, [B, S, W], or [M, W]; `logits` goes on from there.
 
         Training computes logits at the masked positions alone, so that part is apart.
         """
-        if self.config.merge > 1:
-            tokens = self._squares(tokens)
-            embedded = self.tokens(tokens)
-            states = self._first_states(self.merge(embedded.flatten(2)), conditioning)
-        else:
-            states = self._first_states(self.tokens(tokens), conditioning)
+        states = self._first_states(tokens, conditioning, grids is not None)
+        first, last = 0, len(self.layers) - 1
+        merged = self.config.merge > 1
         for index, layer in enumerate(self.layers):
-            states = layer(states, conditioning[f"k{index}"], conditioning[f"v{index}"], conditioning["key_mask"])
-        if self.config.merge > 1:
-            states = self._from_squares(self.split(states).unflatten(2, embedded.shape[2:]) + embedded)
+            states = layer(
+                states,
+                conditioning[f"k{index}"],
+                conditioning[f"v{index}"],
+                conditioning["key_mask"],
+                grids if index == first else None,
+                positions if index == last and not merged else None,
+            )
+        if merged:
+            states = self._token_states(states, tokens if grids is None else tokens.index_select(0, grids), positions)
         return states
 
     def logits(self, states: Tensor) -> Tensor:
@@ -96,9 +141,20 @@ class MaskedTransformer(nn.Module):
             states = self.split_mlp(states)
         return self.head(self.norm(states))
 
-    def step(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
-        """Logits [B, S, logits_size] of `tokens` [B, S] i64, masked positions holding the mask id."""
-        return self.logits(self.hidden(tokens, conditioning))
+    def step(
+        self,
+        tokens: Tensor,
+        conditioning: Conditioning,
+        grids: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, S, logits_size] of `tokens` [B, S] i64, masked positions holding the mask id.
+
+        With `grids` [B] i64 there are fewer grids than rows: `tokens` is [G, S], row b has grid `grids[b]`, and grid g is
+        row g's own for all g < G. With `positions` [M] i64, of which position s of row b is b * S + s, logits are
+        [M, logits_size].
+        """
+        return self.logits(self.hidden(tokens, conditioning, grids, positions))
 
 
 class BaseTransformer(MaskedTransformer):
@@ -134,7 +190,7 @@ class SuperResTransformer(MaskedTransformer):
             EncoderLayer(width, config.heads, config.mlp_width) for _ in range(config.low_layers)
         )
         self.low_norm = nn.LayerNorm(width, bias=False)
-        self.low_to_high = nn.Linear(width, width, bias=False)
+        self.low_to_high = Linear(width, width)
         self.register_buffer("low_cell", nearest_cells(config.state_grid, config.low_grid), persistent=False)
         initialise(self)
 
@@ -151,8 +207,14 @@ class SuperResTransformer(MaskedTransformer):
         conditioning["low"] = self.low_to_high(states)
         return conditioning
 
-    def _first_states(self, embedded: Tensor, conditioning: Conditioning) -> Tensor:
-        return super()._first_states(embedded, conditioning) + conditioning["low"].index_select(1, self.low_cell)
+    def _first_states(self, tokens: Tensor, conditioning: Conditioning, shared: bool) -> Tensor:
+        low = conditioning["low"]
+        if shared:
+            # A grid's low-resolution states are those of the row that has its number.
+            low = low.index_select(0, torch.arange(tokens.shape[0], device=tokens.device))
+        if self.config.state_grid != self.config.low_grid:
+            low = low.index_select(1, self.low_cell)
+        return self._embedded(tokens) + low
 
 
 def nearest_cells(grid: tuple[int, int], low_grid: tuple[int, int]) -> Tensor:
@@ -160,6 +222,14 @@ def nearest_cells(grid: tuple[int, int], low_grid: tuple[int, int]) -> Tensor:
     rows = torch.arange(grid[0]) * low_grid[0] // grid[0]
     columns = torch.arange(grid[1]) * low_grid[1] // grid[1]
     return (rows[:, None] * low_grid[1] + columns[None, :]).reshape(-1)
+
+
+def square_shifts(grid: tuple[int, int], side: int) -> Tensor:
+    """What to add to a position of `grid`, row-major, to have its place in the order square by square, [S] i64."""
+    rows, columns = grid
+    positions = torch.arange(rows * columns)
+    by_square = positions.reshape(rows // side, side, columns // side, side).transpose(1, 2).flatten()
+    return by_square.argsort() - positions
 
 
 def initialise(model: MaskedTransformer) -> None:

@@ -38,7 +38,8 @@ def fill_grid(
     }
 
     def forward(tokens: np.ndarray, conditional: bool) -> np.ndarray:
-        return model.step(torch.from_numpy(tokens)[None], conditionings[conditional])[0].numpy()
+        logits = model.step(torch.from_numpy(tokens)[None], conditionings[conditional])[0]
+        return logits.numpy()[tokens == config.mask_id]
 
     initial = np.full(config.positions, config.mask_id, np.int64)
     stage = "superres" if config.is_superres else "base"

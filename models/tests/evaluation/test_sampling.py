@@ -8,7 +8,7 @@ import pytest
 
 from muse_models.evaluation import sampling
 from muse_models.evaluation.likelihood import masked_likelihood
-from muse_models.reference.bundle import Bundle
+from muse_models.reference.bundle import Bundle, Stage
 from muse_models.reference.pipeline import Request, decode_stage
 
 BUNDLES = Path(__file__).resolve().parents[3] / "tests" / "bundles"
@@ -55,6 +55,8 @@ class _Stage:
 
     name = "base"
     manifest = {"mask_id": 8, "codebook_size": 8, "conditioning": ["answer"]}
+    masked_logits = Stage.masked_logits
+    _step_inputs = frozenset({"tokens", "answer"})
 
     def __init__(self, tokens: np.ndarray, certainty: float) -> None:
         self._tokens = tokens

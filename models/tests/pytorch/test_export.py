@@ -13,6 +13,7 @@ from muse_models.export.tiny import tiny_parts
 from muse_models.reference.bundle import Bundle
 from muse_models.reference.pipeline import Request, generate
 from muse_models.tokenizer.model import ImageTokenizer
+from muse_models.training.from_bundle import stored_weights
 
 GRAPHS = (
     "text_encoder", "base_condition", "base_step", "base_decoder", "base_encoder",
@@ -68,6 +69,9 @@ def test_widened_weights_are_folded_when_the_file_is_loaded(written, tmp_path, n
     optimized = onnx.load(tmp_path / "optimized.onnx")
     small = {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT16}
     assert not small & {initializer.data_type for initializer in optimized.graph.initializer}
+    # Nor is a product of two constants (super-resolution's tables of merged tokens) left for every step.
+    constant = {initializer.name for initializer in optimized.graph.initializer}
+    assert not [node.name for node in optimized.graph.node if constant.issuperset(node.input)]
 
 
 def test_storage_is_really_small(written):
@@ -91,21 +95,68 @@ ROWS = np.array([0, 1, 1, 0, 1, 0, 0, 1])
 """Which of a graph's two examples each row of a batch is."""
 
 
+def expectations(graph):
+    """What PyTorch gives for each of the two examples, output by output; of steps the logits of whole grids."""
+    inputs = list(graph.inputs.values())
+    with torch.no_grad():
+        if "grids" not in graph.inputs:
+            expected = graph.module(*inputs)
+        else:
+            model = graph.module.model
+            conditioning = zip(model.conditioning_names(), (values[:2] for values in inputs[3:]), strict=True)
+            expected = model.step(inputs[0], dict(conditioning))
+    return [value.numpy() for value in (expected if isinstance(expected, tuple) else (expected,))]
+
+
+def run_rows(running, graph, rows, positions=None):
+    """The outputs for a batch of examples; steps at `positions` [M], or everywhere and then [R, S, V]."""
+    inputs = {name: value.numpy() for name, value in graph.inputs.items()}
+    if "grids" not in inputs:
+        return running.run(graph.outputs, {name: value[rows] for name, value in inputs.items()})
+    inputs = {name: value[rows] for name, value in inputs.items() if name not in ("grids", "positions")}
+    count, size = inputs["tokens"].shape
+    inputs["grids"] = np.arange(count)
+    inputs["positions"] = np.arange(count * size) if positions is None else positions
+    (logits,) = running.run(graph.outputs, inputs)
+    return [logits.reshape(count, size, -1) if positions is None else logits]
+
+
+@pytest.mark.parametrize("name", ["base_step", "superres_step"])
+def test_a_step_gives_the_same_logits_wherever_they_are_asked_for_and_whoever_shares_a_grid(traced, name):
+    graph, apart = traced[name]
+    running = session(apart.proto())
+    (everywhere,) = run_rows(running, graph, [0, 1])
+    size = everywhere.shape[1]
+    flat = everywhere.reshape(2 * size, -1)
+    random = np.random.default_rng(0)
+    for count in (1, 2, 3, 5, size, 2 * size):
+        positions = random.permutation(2 * size)[:count]
+        (found,) = run_rows(running, graph, [0, 1], positions)
+        np.testing.assert_array_equal(found, flat[positions], err_msg=f"{count} positions")
+    # Rows 0 and 2 of the examples have one grid, and different texts.
+    inputs = {name: value.numpy() for name, value in graph.inputs.items()}
+    (shared,) = running.run(graph.outputs, inputs)
+    conditioning = {name: inputs[name] for name in inputs if name not in ("tokens", "grids", "positions")}
+    if "low" in conditioning:
+        conditioning["low"] = conditioning["low"][inputs["grids"]]
+    own = conditioning | {
+        "tokens": inputs["tokens"][inputs["grids"]], "grids": np.arange(3), "positions": inputs["positions"],
+    }
+    np.testing.assert_array_equal(running.run(graph.outputs, own)[0], shared)
+
+
 @pytest.mark.parametrize("precision", storage.PRECISIONS)
 @pytest.mark.parametrize("name", GRAPHS)
 def test_graphs_compute_what_pytorch_does_whatever_the_batch(traced, name, precision):
     graph, apart = traced[name]
     running = session(apart.proto(precision))
-    with torch.no_grad():
-        expected = graph.module(*graph.inputs.values())
-    expected = [value.numpy() for value in (expected if isinstance(expected, tuple) else (expected,))]
-    inputs = {name: value.numpy() for name, value in graph.inputs.items()}
-    alone = [running.run(graph.outputs, {name: value[row : row + 1] for name, value in inputs.items()}) for row in (0, 1)]
+    expected = expectations(graph)
+    alone = [run_rows(running, graph, [row]) for row in (0, 1)]
     # Of the output's spread; int8 rounds a weight to 1/254 of its channel's range.
     allowed = {"f32": 1e-5, "f16": 2e-3, "int8": 3e-2}[precision]
     for batch in (1, 3, 8):
         rows = ROWS[:batch]
-        outputs = running.run(graph.outputs, {name: value[rows] for name, value in inputs.items()})
+        outputs = run_rows(running, graph, rows)
         for place, (here, there) in enumerate(zip(expected, outputs, strict=True)):
             if np.issubdtype(here.dtype, np.floating):
                 off = np.sqrt(np.mean(np.square(there.astype(np.float64) - here[rows])))
@@ -128,6 +179,29 @@ def test_weights_in_a_file_of_their_own_are_the_same_weights(traced, tmp_path, p
     (inside,) = session(apart.proto(precision)).run(None, inputs)
     (beside,) = session(path).run(None, inputs)
     np.testing.assert_array_equal(inside, beside)
+
+
+def test_weights_that_a_bundle_has_are_stored_as_they_are_there(traced, tmp_path):
+    apart = traced["base_step"][1]
+    apart.write(tmp_path / "first.onnx", "int8")
+    widened = {
+        name: TensorOf(values) for name, values in stored_weights(tmp_path / "first.onnx").items()
+    }
+    again = storage.Traced(apart.model, apart.weights | widened)
+    kept = storage.Kept(tmp_path / "first.onnx")
+    again.write(tmp_path / "kept.onnx", "int8", kept=kept)
+    assert (tmp_path / "kept.onnx").read_bytes() == (tmp_path / "first.onnx").read_bytes()
+    assert kept.like(np.full((41, 32), 9.0, np.float32)) is None
+
+
+class TensorOf:
+    """An array as `Traced` has it."""
+
+    def __init__(self, values):
+        self.shape, self._values = values.shape, values
+
+    def numpy(self):
+        return self._values
 
 
 def test_image_tokenizers_compute_each_picture_alike_in_every_batch(tmp_path):

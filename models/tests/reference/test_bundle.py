@@ -44,12 +44,29 @@ def test_a_row_has_the_same_logits_alone_and_among_others(stage_name):
     for prompt in ("a red circle", "two blue stars on a green background", "zebra", ""):
         low = random.integers(0, 37, 24) if stage_name == "superres" else None
         inputs = stage.conditioning(*bundle.embed(prompt), low)
-        inputs["tokens"] = random.integers(0, stage.manifest["mask_id"] + 1, (1, stage.positions))
+        tokens = random.integers(0, stage.manifest["codebook_size"], (1, stage.positions))
+        inputs["tokens"] = np.where(random.random(tokens.shape) < 0.5, stage.manifest["mask_id"], tokens)
         rows.append(inputs)
     together = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    (batched,) = stage.step.run(None, together)
-    for index, row in enumerate(rows):
-        np.testing.assert_array_equal(stage.step.run(None, row)[0][0], batched[index])
+    alone = [stage.masked_logits(row.pop("tokens"), row) for row in rows]
+    np.testing.assert_array_equal(stage.masked_logits(together.pop("tokens"), together), np.concatenate(alone))
+
+
+def test_whole_grids_and_masked_positions_alone_are_the_two_forms_of_a_step():
+    whole = Bundle(ROOT / "tests" / "bundles" / "tiny-null").stages["base"]
+    masked = Bundle(TINY).stages["base"]
+    assert [[given.name for given in stage.step.get_inputs()][:3] for stage in (whole, masked)] == [
+        ["tokens", "k0", "v0"], ["tokens", "grids", "positions"],
+    ]
+    for stage in (whole, masked):
+        tokens = np.full((2, stage.positions), stage.manifest["mask_id"])
+        tokens[0, 5:] = 1
+        text, mask = stage.bundle.embed("a red circle")
+        conditioning = stage.conditioning(np.repeat(text, 2, axis=0), np.repeat(mask, 2, axis=0), None)
+        logits = stage.masked_logits(tokens, conditioning)
+        assert logits.shape == (5 + stage.positions, stage.manifest["logits_size"])
+        first = {name: values[:1] for name, values in conditioning.items()}
+        np.testing.assert_array_equal(stage.masked_logits(tokens[:1], first), logits[:5])
 
 
 def test_an_embedding_does_not_depend_on_the_padding():

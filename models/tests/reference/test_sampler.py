@@ -29,6 +29,7 @@ def random_forward(seed: int = 0, size: int = 13):
     def forward(tokens: np.ndarray, conditional: bool) -> np.ndarray:
         logits = table[tokens, np.arange(24)] + np.roll(table[tokens, np.arange(24)], 1, axis=0)
         logits[:, MASK:] = 100
+        logits = logits[tokens == MASK]
         return logits if conditional else -logits
 
     return forward

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::bundle::{Stage, StageSpec};
-use crate::row::{Row, RowConditioning, RowSettings};
+use crate::row::{Logits, Row, RowConditioning, RowSettings};
 use crate::sampler::Scratch;
 use crate::sampling::Sampling;
 use crate::stage::tests::stage_spec;
@@ -67,8 +67,11 @@ impl StageModel for FakeModel {
                 .needs_unconditional()
                 .then(|| self.logits(row.tokens(), row.conditioning().unconditional.as_ref().unwrap()));
             let width = self.spec.logits_size;
-            if let Err(error) = row.advance(&conditional, unconditional.as_deref(), width, &mut self.scratch)
-            {
+            let conditional = Logits::everywhere(&conditional, width);
+            let unconditional = unconditional
+                .as_deref()
+                .map(|values| Logits::everywhere(values, width));
+            if let Err(error) = row.advance(conditional, unconditional, &mut self.scratch) {
                 failures.push(RowFailure { row: index, error });
             }
         }

@@ -206,14 +206,14 @@ fn logits_that_are_not_finite_fail_the_row_and_leave_it_as_it_was() {
     let mut logits = vec![0.0; spec.positions() * spec.logits_size];
     logits[4 * spec.logits_size + 2] = f32::NAN;
     let error = row
-        .advance(&logits, None, spec.logits_size, &mut Scratch::default())
+        .advance(everywhere(&logits), None, &mut Scratch::default())
         .unwrap_err();
     assert_eq!(error, StepError::NotFinite { position: 4, step: 0 });
     assert_eq!(row.checkpoint(), before);
     // Beyond the codebook nothing is ever read.
     logits[4 * spec.logits_size + 2] = 0.0;
     logits[4 * spec.logits_size + 7] = f32::NAN;
-    row.advance(&logits, None, spec.logits_size, &mut Scratch::default())
+    row.advance(everywhere(&logits), None, &mut Scratch::default())
         .unwrap();
 }
 
@@ -223,9 +223,61 @@ fn too_few_logits_fail_the_row() {
     let mut row = Row::text_to_image(&spec, settings(defaults(), 1), both(1.0)).unwrap();
     let short = vec![0.0; spec.positions() * spec.logits_size - 1];
     let error = row
-        .advance(&short, None, spec.logits_size, &mut Scratch::default())
+        .advance(everywhere(&short), None, &mut Scratch::default())
         .unwrap_err();
     assert_eq!(error, StepError::TooFewLogits);
+    let before = row.checkpoint();
+    let packed = Logits::at_masked(&short, spec.logits_size);
+    assert_eq!(
+        row.advance(packed, None, &mut Scratch::default()),
+        Err(StepError::TooFewLogits)
+    );
+    assert_eq!(row.checkpoint(), before);
+}
+
+#[test]
+fn logits_at_masked_positions_alone_are_as_good_as_those_of_the_whole_grid() {
+    let spec = stage_spec(Stage::Base);
+    let mask: Vec<bool> = (0..spec.positions()).map(|position| position % 4 != 1).collect();
+    let tokens = vec![3; spec.positions()];
+    let mut whole = Row::from_grid(&spec, settings(defaults(), 5), &tokens, &mask, both(1.0)).unwrap();
+    let mut packed = whole.clone();
+    let mut scratch = Scratch::default();
+    let mut salt = 0u32;
+    let mut values = || -> Vec<f32> {
+        salt += 1;
+        (0..(spec.positions() * spec.logits_size) as u32)
+            .map(|n| ((n + 1).wrapping_mul(2_654_435_761).rotate_left(salt) >> 8) as f32 / (1 << 21) as f32)
+            .collect()
+    };
+    while !whole.is_done() {
+        let (conditional, unconditional) = (values(), values());
+        let at_masked = |values: &[f32]| -> Vec<f32> {
+            let lines = packed.masked().iter().map(|position| *position as usize);
+            lines
+                .flat_map(|line| &values[line * spec.logits_size..(line + 1) * spec.logits_size])
+                .copied()
+                .collect()
+        };
+        let (few, fewer) = (at_masked(&conditional), at_masked(&unconditional));
+        whole
+            .advance(
+                everywhere(&conditional),
+                Some(everywhere(&unconditional)),
+                &mut scratch,
+            )
+            .unwrap();
+        let packed_logits = |values| Logits::at_masked(values, spec.logits_size);
+        packed
+            .advance(packed_logits(&few), Some(packed_logits(&fewer)), &mut scratch)
+            .unwrap();
+        assert_eq!(packed.checkpoint(), whole.checkpoint());
+    }
+    assert!(packed.is_done());
+}
+
+fn everywhere(values: &[f32]) -> Logits<'_> {
+    Logits::everywhere(values, stage_spec(Stage::Base).logits_size)
 }
 
 #[test]

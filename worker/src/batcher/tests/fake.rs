@@ -10,8 +10,8 @@ use std::{
 };
 
 use muse_engine::{
-    Conditioning, ConditioningInput, GuidanceSchedule, MaskSchedule, Row, RowSettings, RowState, Sampling,
-    Scheduler, Stage, StageError, StageModel, StageSpec, Unconditional,
+    Conditioning, ConditioningInput, GuidanceSchedule, Logits, MaskSchedule, Row, RowSettings, RowState,
+    Sampling, Scheduler, Stage, StageError, StageModel, StageSpec, Unconditional,
     bundle::ImageSize,
     runtime::RuntimeError,
     sampler::Scratch,
@@ -173,8 +173,11 @@ impl StageModel for Fake {
             let unconditional = row
                 .needs_unconditional()
                 .then(|| self.logits(row, row.conditioning().unconditional.as_ref().unwrap()));
-            if let Err(error) = row.advance(&conditional, unconditional.as_deref(), width, &mut self.scratch)
-            {
+            let conditional = Logits::everywhere(&conditional, width);
+            let unconditional = unconditional
+                .as_deref()
+                .map(|values| Logits::everywhere(values, width));
+            if let Err(error) = row.advance(conditional, unconditional, &mut self.scratch) {
                 failures.push(muse_engine::stage::RowFailure { row: index, error });
             }
         }

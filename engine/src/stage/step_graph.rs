@@ -1,0 +1,222 @@
+//! A stage's `step` graph: which of the two optional inputs it has (docs/bundle.md, "Less work in a step"), and a pass of it.
+
+use std::sync::Arc;
+
+use ort::session::SessionInputValue;
+
+use super::conditioning::{Conditioning, JoinedConditioning, Tensor, TensorData, for_each_type};
+use super::{InputError, StageError};
+use crate::bundle::{Bundle, StageSpec};
+use crate::row::{Logits, Row};
+use crate::runtime::signature::{Dimension, Signature, TensorSignature};
+use crate::runtime::{Element, Provider, RuntimeError, Session, SessionOptions};
+
+const GRIDS: &str = "grids";
+const POSITIONS: &str = "positions";
+
+/// The graph, opened, and the inputs of a pass, which are gathered row by row in buffers that are reused.
+#[derive(Debug)]
+pub(super) struct StepGraph {
+    session: Session,
+    /// The conditioning tensors, in the order in which [`Conditioning`] holds them.
+    conditioning: Vec<(String, Element)>,
+    /// Whether rows may share a grid: it has the input `grids`.
+    shares_grids: bool,
+    form: LogitsForm,
+    /// Rows gathered.
+    rows: usize,
+    /// `[G, S]`.
+    tokens: Vec<i64>,
+    /// `[B]`.
+    grids: Vec<i64>,
+    /// `[M]`.
+    positions: Vec<i64>,
+    joined: JoinedConditioning,
+}
+
+/// How a pass's logits lie.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LogitsForm {
+    /// S.
+    positions: usize,
+    /// Logits of a position.
+    width: usize,
+    /// Whether there are logits at masked positions alone: the graph has the input `positions`.
+    packed: bool,
+}
+
+// === impl StepGraph ===
+
+impl StepGraph {
+    /// Opens the graph and checks it against the manifest and `conditioning`, what the `condition` graph makes.
+    pub(super) fn open(
+        bundle: &Bundle,
+        spec: &StageSpec,
+        conditioning: Vec<TensorSignature>,
+        options: &SessionOptions,
+    ) -> Result<StepGraph, StageError> {
+        let session = Session::open(bundle, &spec.step, options)?;
+        let has = |name| session.inputs().iter().any(|input| input.name() == name);
+        let shares_grids = has(GRIDS);
+        let form = LogitsForm {
+            positions: spec.positions(),
+            width: spec.logits_size,
+            packed: has(POSITIONS),
+        };
+        session.check(bundle, &signature(form, shares_grids, &conditioning))?;
+        Ok(StepGraph {
+            session,
+            conditioning: conditioning
+                .into_iter()
+                .map(|signature| (signature.name, signature.element))
+                .collect(),
+            shares_grids,
+            form,
+            rows: 0,
+            tokens: Vec::new(),
+            grids: Vec::new(),
+            positions: Vec::new(),
+            joined: JoinedConditioning::default(),
+        })
+    }
+
+    /// What it runs on.
+    pub(super) fn provider(&self) -> Provider {
+        self.session.provider()
+    }
+
+    /// Name and type of each conditioning tensor.
+    pub(super) fn conditioning(&self) -> &[(String, Element)] {
+        &self.conditioning
+    }
+
+    /// How its logits lie.
+    pub(super) fn form(&self) -> LogitsForm {
+        self.form
+    }
+
+    /// Forgets the rows of the last pass.
+    pub(super) fn clear(&mut self) {
+        self.rows = 0;
+        self.tokens.clear();
+        self.grids.clear();
+        self.positions.clear();
+    }
+
+    /// Adds a row whose logits are wanted at the positions `masked` of `tokens`. `grid` is the index of the first row with
+    /// those tokens, which may be this one; the first rows must all have grids of their own.
+    pub(super) fn push(&mut self, grid: usize, tokens: &[u32], masked: &[u32]) {
+        if grid == self.rows || !self.shares_grids {
+            self.tokens.extend(tokens.iter().map(|token| i64::from(*token)));
+        }
+        self.grids.push(grid as i64);
+        let start = (self.rows * self.form.positions) as i64;
+        self.positions
+            .extend(masked.iter().map(|position| start + i64::from(*position)));
+        self.rows += 1;
+    }
+
+    /// Joins the conditioning of the rows that were pushed.
+    pub(super) fn join<'row>(
+        &mut self,
+        conditioning: impl ExactSizeIterator<Item = &'row Arc<Conditioning>>,
+    ) -> Result<(), InputError> {
+        if conditioning.len() != self.rows {
+            return Err(InputError::Conditioning);
+        }
+        match self.joined.join(conditioning) {
+            Some(joined) if joined.len() == self.conditioning.len() => Ok(()),
+            _ => Err(InputError::Conditioning),
+        }
+    }
+
+    /// Runs the pass of the rows that were pushed and joined, and hands their logits to `read`.
+    pub(super) fn run<T>(
+        &mut self,
+        read: impl FnOnce(&[f32]) -> Result<T, StageError>,
+    ) -> Result<T, StageError> {
+        let LogitsForm {
+            positions,
+            width,
+            packed,
+        } = self.form;
+        let joined = self.joined.tensors();
+        let mut inputs = Vec::with_capacity(3 + joined.len());
+        let grids = self.tokens.len() / positions;
+        inputs.push(("tokens", Session::view(&[grids, positions], &self.tokens)?));
+        if self.shares_grids {
+            inputs.push((GRIDS, Session::view(&[self.rows], &self.grids)?));
+        }
+        if packed {
+            inputs.push((
+                POSITIONS,
+                Session::view(&[self.positions.len()], &self.positions)?,
+            ));
+        }
+        for ((name, _), tensor) in self.conditioning.iter().zip(joined) {
+            inputs.push((name.as_str(), tensor_view(tensor)?));
+        }
+        let packed_shape = [self.positions.len(), width];
+        let whole_shape = [self.rows, positions, width];
+        let shape: &[usize] = if packed { &packed_shape } else { &whole_shape };
+        self.session
+            .run(inputs, |outputs| read(outputs.f32("logits", shape)?))
+    }
+}
+
+// === impl LogitsForm ===
+
+impl LogitsForm {
+    /// How many numbers are `row`'s.
+    pub(super) fn size(self, row: &Row) -> usize {
+        let positions = if self.packed {
+            row.masked().len()
+        } else {
+            self.positions
+        };
+        positions * self.width
+    }
+
+    /// Takes those of `row` off the front of `values`; `None` if there are too few.
+    pub(super) fn take<'pass>(self, values: &mut &'pass [f32], row: &Row) -> Option<Logits<'pass>> {
+        let (own, rest) = values.split_at_checked(self.size(row))?;
+        *values = rest;
+        Some(if self.packed {
+            Logits::at_masked(own, self.width)
+        } else {
+            Logits::everywhere(own, self.width)
+        })
+    }
+}
+
+fn tensor_view(tensor: &Tensor) -> Result<SessionInputValue<'_>, RuntimeError> {
+    for_each_type!(&tensor.data, values => Session::view(&tensor.shape, values))
+}
+
+fn signature(form: LogitsForm, shares_grids: bool, conditioning: &[TensorSignature]) -> Signature {
+    let positions = Dimension::Fixed(form.positions);
+    let width = Dimension::Fixed(form.width);
+    let grids = if shares_grids {
+        Dimension::Named("G")
+    } else {
+        Dimension::Batch
+    };
+    let mut inputs = vec![TensorSignature::new("tokens", Element::I64, [grids, positions])];
+    if shares_grids {
+        inputs.push(TensorSignature::new(GRIDS, Element::I64, [Dimension::Batch]));
+    }
+    let wanted = Dimension::Named("M");
+    if form.packed {
+        inputs.push(TensorSignature::new(POSITIONS, Element::I64, [wanted]));
+    }
+    inputs.extend(conditioning.iter().cloned());
+    let logits = if form.packed {
+        vec![wanted, width]
+    } else {
+        vec![Dimension::Batch, positions, width]
+    };
+    Signature {
+        inputs,
+        outputs: Some(vec![TensorSignature::new("logits", Element::F32, logits)]),
+    }
+}
