@@ -7,8 +7,11 @@ use ort::session::{SessionInputValue, SessionOutputs};
 use ort::value::{Outlet, PrimitiveTensorElementType, TensorRef};
 
 use super::signature::Signature;
-use super::{Provider, Runtime, RuntimeError, SessionOptions, one_line};
+use super::{Provider, Runtime, RuntimeError, SessionOptions, WidenWeights, one_line};
 use crate::bundle::{Bundle, BundleError, BundleFault};
+
+/// ONNX Runtime's name of the optimisation that computes what depends on constants alone when a graph is opened.
+const CONSTANT_FOLDING: &str = "ConstantFolding";
 
 /// An open graph. Used by one thread at a time.
 #[derive(Debug)]
@@ -155,6 +158,12 @@ fn open(
         .map_err(|error| graph(error.message()))?
         .with_log_level(ort::logging::LogLevel::Warning)
         .map_err(|error| graph(error.message()))?;
+    if options.widen_weights == WidenWeights::InEachPass {
+        // It is what replaces stored weights and the `Cast` over them by f32 constants.
+        builder = builder
+            .with_disabled_optimizers(CONSTANT_FOLDING)
+            .map_err(|error| graph(error.message()))?;
+    }
     if !options.allow_cpu_operators && !providers.contains(&Provider::Cpu) {
         builder = builder
             .with_disable_cpu_fallback()

@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .config import TransformerConfig
 from .layers import DecoderLayer, EncoderLayer, FeedForward, GridPositions
@@ -164,6 +165,9 @@ def nearest_cells(grid: tuple[int, int], low_grid: tuple[int, int]) -> Tensor:
 
 def initialise(model: MaskedTransformer) -> None:
     """Unit-variance maps, with the outputs into the residual stream scaled down by its depth."""
+    if isinstance(model.head.weight, FakeTensor):
+        # A model of shapes alone has nothing to fill.
+        return
     depth = 3 * model.config.layers
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
