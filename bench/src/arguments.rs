@@ -73,6 +73,8 @@ pub(crate) enum Command {
     },
     /// Simulated shards, 1 to 64 of each stage, on one gateway and one Redis
     Scale,
+    /// A text encoder or a stage of any size by itself: loading, memory, a pass
+    Paper(crate::paper::Options),
     /// All of it
     All {
         /// Criterion's folder: its latest estimates go into the report

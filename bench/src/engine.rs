@@ -25,7 +25,7 @@ use crate::{
 /// As a worker takes it by default (`batcher.knee_tolerance`).
 const KNEE_TOLERANCE: f64 = 0.02;
 /// Sampling at the demo's size and at the paper's should take no more of a pass than this.
-const SAMPLING_SHARE: f64 = 0.03;
+pub(crate) const SAMPLING_SHARE: f64 = 0.03;
 
 /// What others compare with.
 pub(crate) struct Engine {
@@ -136,7 +136,10 @@ fn passes(
 }
 
 /// One conditioning for all rows: what is in it does not change how long a pass takes.
-fn conditioning(model: &mut impl StageModel, bundle: &Bundle) -> anyhow::Result<Arc<Conditioning>> {
+pub(crate) fn conditioning(
+    model: &mut impl StageModel,
+    bundle: &Bundle,
+) -> anyhow::Result<Arc<Conditioning>> {
     let text = bundle.text();
     let zeros = vec![0.0; text.max_length * text.width].into();
     let embedding =
@@ -149,7 +152,7 @@ fn conditioning(model: &mut impl StageModel, bundle: &Bundle) -> anyhow::Result<
 }
 
 /// A row that is wholly masked and needs no unconditional one beside it.
-fn row(
+pub(crate) fn row(
     spec: &StageSpec,
     conditioning: &Arc<Conditioning>,
     round: usize,
@@ -172,7 +175,7 @@ fn row(
 }
 
 /// Seconds that a row's sampling takes at its first step, the longest one.
-fn sampling(
+pub(crate) fn sampling(
     spec: &StageSpec,
     conditioning: &Arc<Conditioning>,
     settings: &Settings,

@@ -16,6 +16,7 @@ mod machine;
 mod measure;
 mod mixed;
 mod overhead;
+mod paper;
 mod queue;
 mod report;
 mod saturation;
@@ -81,6 +82,7 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
                 mixed::measure(arguments, &settings, &engine.curves).await?,
             ]
         }
+        Command::Paper(options) => paper::measure(arguments, &settings, options)?,
         Command::Queue { depths } => queue::measure(arguments, &settings, &arguments.depths(depths)).await?,
         Command::Scale => vec![queue::scale(arguments, &settings).await?],
         // Needs nothing that is measured, and ran before.

@@ -27,7 +27,7 @@ pub mod text;
 pub use bundle::{Bundle, BundleError, ImageSize, Stage, StageSpec, TextSpec, Unconditional};
 pub use error::Error;
 pub use row::{Logits, Row, RowConditioning, RowError, RowSettings, RowState};
-pub use runtime::{Provider, Runtime, RuntimeError, SessionOptions};
+pub use runtime::{Provider, Runtime, RuntimeError, SessionOptions, WidenWeights};
 pub use sampling::{
     FieldViolation, GuidanceSchedule, InvalidSettings, MaskSchedule, Sampling, SamplingOverrides, Scheduler,
 };

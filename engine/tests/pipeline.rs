@@ -5,7 +5,9 @@
 mod support;
 
 use muse_engine::pipeline::{Pipeline, PipelineOptions, Progress, Request};
-use muse_engine::{Error, SamplingOverrides, Stage, TextEncoder, TextError, Tokenizer};
+use muse_engine::{
+    Error, SamplingOverrides, SessionOptions, Stage, TextEncoder, TextError, Tokenizer, WidenWeights,
+};
 use support::{bundle, options};
 
 fn pipeline(name: &str, row_budget: usize) -> Pipeline {
@@ -70,6 +72,28 @@ fn a_picture_is_the_same_whatever_the_count_and_the_row_budget() {
     let five = pipeline("tiny", 3).generate(&request(5), |_| ()).unwrap();
     assert_eq!(one[0], five[0]);
     assert_eq!(pipeline("tiny", 16).generate(&request(5), |_| ()).unwrap(), five);
+}
+
+#[test]
+fn a_picture_is_the_same_whatever_its_batch_where_each_pass_widens_the_weights() {
+    let pictures = |count, row_budget| {
+        let session = SessionOptions {
+            widen_weights: WidenWeights::InEachPass,
+            ..options()
+        };
+        let options = PipelineOptions { session, row_budget };
+        let request = Request {
+            count,
+            ..Request::new("two blue stars", 9)
+        };
+        Pipeline::open(&bundle("tiny"), &options)
+            .unwrap()
+            .generate(&request, |_| ())
+            .unwrap()
+    };
+    let five = pictures(5, 16);
+    assert_eq!(pictures(1, 16)[0], five[0]);
+    assert_eq!(pictures(5, 3), five);
 }
 
 #[test]

@@ -9,7 +9,7 @@ pub(crate) mod signature;
 use std::path::PathBuf;
 
 pub use library::Runtime;
-pub use options::SessionOptions;
+pub use options::{SessionOptions, WidenWeights};
 pub use provider::Provider;
 pub(crate) use session::{Outputs, Session};
 pub(crate) use signature::Element;

@@ -32,6 +32,21 @@ pub struct SessionOptions {
     pub tensorrt_cache: Option<PathBuf>,
     /// What OpenVINO computes on.
     pub openvino_device: String,
+    /// When weights that are stored in f16 or int8 become f32, as which they are multiplied.
+    pub widen_weights: WidenWeights,
+}
+
+/// When weights that are stored smaller than f32 are widened. The values are the same, and so are the results but for the
+/// last bits: kernels may sum in another order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WidenWeights {
+    /// Once, when a graph is opened: a session holds its weights in f32.
+    #[default]
+    AtLoad,
+    /// Again in every pass, a tensor at a time: a session holds them as they are stored, and each pass is slower by the
+    /// widening. For models whose f32 form does not fit. Weights in a graph's external data stay in the file, mapped.
+    InEachPass,
 }
 
 // === impl SessionOptions ===
@@ -47,6 +62,7 @@ impl Default for SessionOptions {
             spinning: false,
             tensorrt_cache: None,
             openvino_device: "CPU".to_owned(),
+            widen_weights: WidenWeights::default(),
         }
     }
 }

@@ -1,14 +1,19 @@
 //! One graph, opened on the best provider that can be had.
 
 use std::borrow::Cow;
+use std::path::Path;
 
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{SessionInputValue, SessionOutputs};
 use ort::value::{Outlet, PrimitiveTensorElementType, TensorRef};
 
 use super::signature::Signature;
-use super::{Provider, Runtime, RuntimeError, SessionOptions, one_line};
+use super::{Provider, Runtime, RuntimeError, SessionOptions, WidenWeights, one_line};
 use crate::bundle::{Bundle, BundleError, BundleFault};
+
+/// ONNX Runtime's names of the optimisations that replace stored weights, and the nodes that widen them, by f32 constants: what
+/// computes all that depends on constants alone, and what else does so for f16 on the CPU.
+const WIDENING: &str = "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer";
 
 /// An open graph. Used by one thread at a time.
 #[derive(Debug)]
@@ -133,13 +138,23 @@ impl Session {
     }
 }
 
-// Builder errors are neither Send nor Sync, so they are turned into text before they leave this function.
 fn open(
     runtime: &Runtime,
-    path: &std::path::Path,
+    path: &Path,
     providers: &[Provider],
     options: &SessionOptions,
 ) -> Result<ort::session::Session, OpenFailure> {
+    builder(runtime, providers, options)?
+        .commit_from_file(path)
+        .map_err(|error| OpenFailure::Graph(one_line(error.message())))
+}
+
+// Builder errors are neither Send nor Sync, so they are turned into text before they leave this function.
+fn builder(
+    runtime: &Runtime,
+    providers: &[Provider],
+    options: &SessionOptions,
+) -> Result<SessionBuilder, OpenFailure> {
     let graph = |message: &str| OpenFailure::Graph(one_line(message));
     let mut builder = ort::session::Session::builder(runtime.environment())
         .map_err(|error| graph(error.message()))?
@@ -155,6 +170,11 @@ fn open(
         .map_err(|error| graph(error.message()))?
         .with_log_level(ort::logging::LogLevel::Warning)
         .map_err(|error| graph(error.message()))?;
+    if options.widen_weights == WidenWeights::InEachPass {
+        builder = builder
+            .with_disabled_optimizers(WIDENING)
+            .map_err(|error| graph(error.message()))?;
+    }
     if !options.allow_cpu_operators && !providers.contains(&Provider::Cpu) {
         builder = builder
             .with_disable_cpu_fallback()
@@ -173,9 +193,7 @@ fn open(
             }
         };
     }
-    builder
-        .commit_from_file(path)
-        .map_err(|error| graph(error.message()))
+    Ok(builder)
 }
 
 // === impl Outputs ===
@@ -225,13 +243,50 @@ mod tests {
 
     use super::*;
 
+    fn root() -> PathBuf {
+        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    }
+
+    fn runtime() -> &'static Runtime {
+        let library = std::env::var_os("MUSE__RUNTIME__ONNXRUNTIME").map_or_else(
+            || root().join(".deps/onnxruntime/libonnxruntime.so"),
+            PathBuf::from,
+        );
+        Runtime::initialise(Some(&library)).unwrap()
+    }
+
+    #[test]
+    fn weights_stay_as_small_as_they_are_stored_where_each_pass_widens_them() {
+        let folder = tempfile::tempdir().unwrap();
+        // The first has int8 weights, the second f16.
+        for graph in ["base_step.onnx", "superres_step.onnx"] {
+            let optimised_size = |widen_weights| {
+                let options = SessionOptions {
+                    widen_weights,
+                    ..SessionOptions::default()
+                };
+                let optimised = folder.path().join("optimised.onnx");
+                builder(runtime(), &[Provider::Cpu], &options)
+                    .unwrap_or_else(|_| panic!("no builder"))
+                    .with_optimized_model_path(&optimised)
+                    .unwrap()
+                    .commit_from_file(root().join("tests/bundles/tiny").join(graph))
+                    .unwrap();
+                optimised.metadata().unwrap().len()
+            };
+            let at_load = optimised_size(WidenWeights::AtLoad);
+            let in_each_pass = optimised_size(WidenWeights::InEachPass);
+            assert!(
+                in_each_pass * 3 < at_load * 2,
+                "{graph}: {in_each_pass} bytes, and {at_load} widened"
+            );
+        }
+    }
+
     #[test]
     fn operators_stay_off_the_cpu_where_the_options_say_so() {
-        let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        let library = std::env::var_os("MUSE__RUNTIME__ONNXRUNTIME")
-            .map_or_else(|| root.join(".deps/onnxruntime/libonnxruntime.so"), PathBuf::from);
-        let runtime = Runtime::initialise(Some(&library)).unwrap();
-        let graph = root.join("tests/bundles/tiny/base_step.onnx");
+        let runtime = runtime();
+        let graph = root().join("tests/bundles/tiny/base_step.onnx");
         // No provider at all stands for one that has none of the graph's operators: the library's own CPU kernels remain.
         let open = |allow_cpu_operators| {
             let options = SessionOptions {

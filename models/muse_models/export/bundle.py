@@ -18,7 +18,8 @@ from .parts import BundleParts, StagePart, TextPart
 from .storage import EXTERNAL_ABOVE, Kept, Precision
 
 __all__ = [
-    "BundleParts", "GraphReport", "StagePart", "TextPart", "Writing", "bundle_graphs", "write_bundle", "write_bundles",
+    "BundleParts", "GraphReport", "StagePart", "TextPart", "Writing", "bundle_graphs", "manifest_tables", "write_bundle",
+    "write_bundles", "write_other_files",
 ]
 
 
@@ -88,9 +89,9 @@ def write_bundles(
             report = GraphReport(name, chosen, size, exact, stored)
             print(report, flush=True)
             reports[folder].append(report)
-    tables = _tables(parts)
+    tables = manifest_tables(parts)
     for folder, partial in staging.items():
-        _write_other_files(parts, partial)
+        write_other_files(parts, partial)
         write_manifest(partial, tables)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -121,7 +122,8 @@ def _example_text(text: TextPart, graph: graphs.Graph) -> tuple[Tensor, Tensor]:
     return text.encoder(*graph.inputs.values()), graph.inputs["attention_mask"]
 
 
-def _write_other_files(parts: BundleParts, folder: Path) -> None:
+def write_other_files(parts: BundleParts, folder: Path) -> None:
+    """Writes what is no graph and not the manifest: the tokenizer, and null embeddings."""
     tokenizer = parts.text.tokenizer
     # The engine refuses what is too long and pads on its own.
     tokenizer.no_truncation()
@@ -132,7 +134,7 @@ def _write_other_files(parts: BundleParts, folder: Path) -> None:
             np.save(folder / f"{name}_null.npy", stage.null_embedding.astype(np.float32))
 
 
-def _tables(parts: BundleParts) -> dict[str, dict[str, Any]]:
+def manifest_tables(parts: BundleParts) -> dict[str, dict[str, Any]]:
     """The manifest but for the list of files."""
     text = parts.text
     tables: dict[str, dict[str, Any]] = {

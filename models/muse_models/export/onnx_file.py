@@ -5,6 +5,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -80,6 +81,13 @@ def trace(graph: Graph) -> onnx.ModelProto:
 
 def trace_apart(graph: Graph) -> Traced:
     """The ONNX model of `graph` and its f32 weights, apart."""
+    program = exported(graph, optimize=True)
+    weights = {name: value.const_value for name, value in program.model.graph.initializers.items()}
+    return apart(graph, program, weights)
+
+
+def exported(graph: Graph, optimize: bool) -> torch.onnx.ONNXProgram:
+    """The exporter's program of `graph`; give its parts their names with `apart`."""
     length = torch.export.Dim("L", max=1 << 16)
     first = {name: torch.export.Dim(name) for name in {"B", *graph.first_axes.values()}}
     axes = tuple(
@@ -93,7 +101,7 @@ def trace_apart(graph: Graph) -> Traced:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+        return torch.onnx.export(
             graph.module.eval(),
             tuple(graph.inputs.values()),
             dynamo=True,
@@ -103,8 +111,12 @@ def trace_apart(graph: Graph) -> Traced:
             input_names=[_OUTSIDE + name for name in graph.inputs],
             output_names=[_OUTSIDE + name for name in graph.outputs],
             verbose=False,
+            optimize=optimize,
         )
-    weights = {name: value.const_value for name, value in program.model.graph.initializers.items()}
+
+
+def apart(graph: Graph, program: torch.onnx.ONNXProgram, weights: dict[str, Any]) -> Traced:
+    """The model of an exported `program` without its initializers, which are `weights`. `program` is used up."""
     program.model.graph.initializers.clear()
     model = program.model_proto
     _strip(model)

@@ -17,6 +17,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 from .config import TransformerConfig
@@ -234,6 +235,9 @@ def square_shifts(grid: tuple[int, int], side: int) -> Tensor:
 
 def initialise(model: MaskedTransformer) -> None:
     """Unit-variance maps, with the outputs into the residual stream scaled down by its depth."""
+    if isinstance(model.head.weight, FakeTensor):
+        # A model of shapes alone has nothing to fill.
+        return
     depth = 3 * model.config.layers
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
