@@ -61,6 +61,16 @@ pub(crate) enum Command {
     Overhead,
     /// The cluster at saturation against the bare loop, and eight clients with mixed settings
     Saturation,
+    /// Jobs that arrive at random at several shares of the peak: percentiles of their latency, and where it goes
+    OpenLoop,
+    /// A job of high priority on workers full of low priority: how long until its first pass
+    Priority,
+    /// Memory of each process before the first job and over many, and a worker's over its weights
+    Memory {
+        /// Jobs [default: 10000, or 200 with --quick]
+        #[arg(long, value_name = "JOBS")]
+        jobs: Option<usize>,
+    },
     /// The bare loop against peers' loops: Python on the same graphs, muse-maskgit-pytorch, aMUSEd
     Peers,
     /// Eight clients of the cluster against eight of a Python server on the same graphs
@@ -183,6 +193,24 @@ impl Arguments {
             self.settings().depths.to_vec()
         } else {
             asked.to_vec()
+        }
+    }
+
+    /// How long jobs arrive at each rate; among all measurements half as long.
+    pub(crate) fn open_loop_window(&self, among_all: bool) -> Duration {
+        Duration::from_secs(match (self.quick, among_all) {
+            (true, _) => 2,
+            (false, true) => 30,
+            (false, false) => 60,
+        })
+    }
+
+    /// Jobs over which memory is watched; among all measurements a fifth.
+    pub(crate) fn memory_jobs(&self, among_all: bool) -> usize {
+        match (self.quick, among_all) {
+            (true, _) => 200,
+            (false, true) => 2_000,
+            (false, false) => 10_000,
         }
     }
 

@@ -9,8 +9,8 @@ use anyhow::{Context as _, bail};
 use futures::{FutureExt as _, future::BoxFuture};
 use muse_engine::Stage;
 use muse_proto::v1::{
-    GenerateRequest, Job, JobState, ListWorkersRequest, StageTiming, admin_client::AdminClient,
-    generate_response::Event, generation_client::GenerationClient,
+    GenerateRequest, GenerationRequest, Job, JobState, ListWorkersRequest, StageTiming,
+    admin_client::AdminClient, generate_response::Event, generation_client::GenerationClient,
 };
 use musectl::cluster::{ClusterOptions, LocalCluster, Override};
 use tokio::{
@@ -45,8 +45,11 @@ pub(crate) struct Client {
 pub(crate) struct Made {
     /// From the call to the picture's last byte.
     pub(crate) latency: Duration,
+    /// The last one, of a job of several.
     pub(crate) picture: Vec<u8>,
     pub(crate) phases: Phases,
+    /// What each stage's worker told.
+    pub(crate) timings: Vec<StageTiming>,
 }
 
 /// Where the time of a job went, as its workers tell; all stages together.
@@ -91,8 +94,13 @@ impl Client {
 
     /// Submits and waits for the picture, in one stream.
     pub(crate) async fn make(&self, order: &Order) -> anyhow::Result<Made> {
+        self.generate(order.request()).await
+    }
+
+    /// The same for any request.
+    pub(crate) async fn generate(&self, request: GenerationRequest) -> anyhow::Result<Made> {
         let request = GenerateRequest {
-            request: Some(order.request()),
+            request: Some(request),
             omit_images: false,
         };
         let begun = Instant::now();
@@ -114,6 +122,7 @@ impl Client {
             latency,
             picture: picture.context("the gateway sent no picture")?,
             phases: Phases::of(&job.timings),
+            timings: job.timings,
         })
     }
 }
@@ -169,9 +178,14 @@ impl Passes {
 
 /// Reads it off the workers' metrics.
 pub(crate) async fn passes(cluster: &LocalCluster) -> anyhow::Result<Passes> {
+    passes_of(cluster, &[Stage::Base, Stage::Superres]).await
+}
+
+/// The same of some stages' workers.
+pub(crate) async fn passes_of(cluster: &LocalCluster, stages: &[Stage]) -> anyhow::Result<Passes> {
     let mut passes = Passes::default();
     for (part, url) in cluster.ops_endpoints() {
-        if !part.starts_with("base-") && !part.starts_with("superres-") {
+        if !stages.iter().any(|stage| part.starts_with(&format!("{stage}-"))) {
             continue;
         }
         let text = metrics(&url)

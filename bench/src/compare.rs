@@ -47,10 +47,10 @@ pub(crate) fn compare(old: &Path, new: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Whether the median left the range of both runs on the wrong side. What has no bound has no wrong side, and what was
-/// measured once has no range.
+/// Whether the median left the range of both runs on the wrong side. What has no bound has no wrong side, what was
+/// measured once has no range, and a difference of times says nothing about another day or machine.
 fn became_worse(before: &Verdict, now: &Verdict) -> bool {
-    if before.rounds < 2 || now.rounds < 2 {
+    if before.rounds < 2 || now.rounds < 2 || now.is_absolute() {
         return false;
     }
     match now.target {
@@ -71,7 +71,7 @@ fn read(path: &Path) -> anyhow::Result<BTreeMap<String, Verdict>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::Series;
+    use crate::{report::Section, stats::Series};
 
     fn ratio(values: &[f64]) -> Verdict {
         Verdict::at_least("a ratio", &Series::new(values.iter().copied()).unwrap(), 0.95)
@@ -91,9 +91,53 @@ mod tests {
         );
         assert!(!became_worse(&before, &ratio(&[0.1])), "one round shows nothing");
         assert!(!became_worse(&before, &ratio(&[1.2, 1.3])));
-        let time = |value| Verdict::at_most("overhead, ms", &Series::new([value, value]).unwrap(), 10.0);
-        assert!(became_worse(&time(5.0), &time(9.0)));
-        assert!(!became_worse(&time(5.0), &time(4.0)));
+        let share = |value| Verdict::at_most("a share", &Series::new([value, value]).unwrap(), 10.0);
+        assert!(became_worse(&share(5.0), &share(9.0)));
+        assert!(!became_worse(&share(5.0), &share(4.0)));
+        assert!(
+            !became_worse(&share(5.0).absolute(), &share(9.0).absolute()),
+            "a time is of its day"
+        );
+    }
+
+    #[test]
+    fn a_worse_ratio_in_any_section_that_both_reports_have_fails() {
+        let section = |name: &str, verdicts: Vec<Verdict>| Section {
+            name: name.to_owned(),
+            title: name.to_owned(),
+            text: String::new(),
+            tables: Vec::new(),
+            verdicts,
+        };
+        let of = |what: &str, values: &[f64]| {
+            Verdict::at_most(what, &Series::new(values.iter().copied()).unwrap(), 1.05)
+        };
+        let written = |sections: &[Section]| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(
+                file.path(),
+                serde_json::json!({ "sections": sections }).to_string(),
+            )
+            .unwrap();
+            file
+        };
+        let first = |values: &[f64]| section("saturation", vec![ratio(values)]);
+        let memory = |values: &[f64]| section("memory", vec![of("growth", values)]);
+        let before = written(&[first(&[0.97, 0.99]), memory(&[1.00, 1.01])]);
+        let against = |sections: &[Section]| compare(before.path(), written(sections).path());
+        assert!(against(&[first(&[0.96, 0.99]), memory(&[1.00, 1.01])]).is_ok());
+        for worse in [
+            [first(&[0.80, 0.85]), memory(&[1.00, 1.01])],
+            [first(&[0.97, 0.99]), memory(&[1.20, 1.30])],
+        ] {
+            let error = against(&worse).unwrap_err().to_string();
+            assert!(error.starts_with("1 of 2 figures became worse"), "{error}");
+        }
+        let another = section("later", vec![of("a figure of a later version", &[9.0, 9.0])]);
+        assert!(
+            against(&[first(&[0.97, 0.99]), another]).is_ok(),
+            "what only one report has is compared with nothing"
+        );
     }
 
     #[test]

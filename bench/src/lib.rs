@@ -14,14 +14,19 @@ mod inner_loops;
 mod loops;
 mod machine;
 mod measure;
+mod memory;
 mod mixed;
+mod open_loop;
 mod overhead;
 mod paper;
+mod priority;
 mod queue;
 mod report;
+mod resident;
 mod saturation;
 mod server;
 mod stats;
+mod weights;
 mod workload;
 
 use std::process::ExitCode;
@@ -83,6 +88,15 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
             ]
         }
         Command::Paper(options) => paper::measure(arguments, &settings, options)?,
+        Command::OpenLoop => {
+            let window = arguments.open_loop_window(false);
+            vec![open_loop::measure(arguments, &settings, window).await?]
+        }
+        Command::Priority => vec![priority::measure(arguments, &settings).await?],
+        Command::Memory { jobs } => {
+            let jobs = jobs.unwrap_or_else(|| arguments.memory_jobs(false));
+            vec![memory::measure(arguments, bundle, jobs).await?]
+        }
         Command::Queue { depths } => queue::measure(arguments, &settings, &arguments.depths(depths)).await?,
         Command::Scale => vec![queue::scale(arguments, &settings).await?],
         // Needs nothing that is measured, and ran before.
@@ -93,6 +107,10 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
             sections.push(overhead::measure(arguments, &settings, bundle).await?);
             sections.push(saturation::measure(arguments, &settings, bundle, engine.best_batch).await?);
             sections.push(mixed::measure(arguments, &settings, &engine.curves).await?);
+            let window = arguments.open_loop_window(true);
+            sections.push(open_loop::measure(arguments, &settings, window).await?);
+            sections.push(priority::measure(arguments, &settings).await?);
+            sections.push(memory::measure(arguments, bundle, arguments.memory_jobs(true)).await?);
             sections.extend(loops::measure(arguments, &settings, bundle)?);
             sections.push(server::measure(arguments, &settings).await?);
             sections.extend(queue::measure(arguments, &settings, &arguments.depths(&[])).await?);

@@ -129,6 +129,11 @@ impl Verdict {
         }
     }
 
+    /// A difference of times and no ratio.
+    pub(crate) fn is_absolute(&self) -> bool {
+        self.absolute
+    }
+
     /// `None` when nothing is asked of it.
     fn holds(&self) -> Option<bool> {
         self.target.map(|target| match target {

@@ -22,6 +22,10 @@ impl Series {
         self.percentile(50.0)
     }
 
+    pub(crate) fn mean(&self) -> f64 {
+        self.values.iter().sum::<f64>() / self.values.len() as f64
+    }
+
     /// The value below which `percent` of all lie, interpolated between the two nearest.
     pub(crate) fn percentile(&self, percent: f64) -> f64 {
         let mut sorted = self.values.clone();

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::session::{SessionInputValue, SessionOutputs};
+use ort::session::{RunOptions, SessionInputValue, SessionOutputs};
 use ort::value::{Outlet, PrimitiveTensorElementType, TensorRef};
 
 use super::signature::Signature;
@@ -15,12 +15,17 @@ use crate::bundle::{Bundle, BundleError, BundleFault};
 /// computes all that depends on constants alone, and what else does so for f16 on the CPU.
 const WIDENING: &str = "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer";
 
+/// ONNX Runtime's run option that gives unused blocks of the named devices' arenas back to the system.
+const SHRINK: &str = "memory.enable_memory_arena_shrinkage";
+
 /// An open graph. Used by one thread at a time.
 #[derive(Debug)]
 pub(crate) struct Session {
     inner: ort::session::Session,
     file: String,
     provider: Provider,
+    /// The next run gives back what it does not use.
+    shrinks: bool,
 }
 
 /// The outputs of a run.
@@ -61,6 +66,7 @@ impl Session {
                         inner,
                         file: file.to_owned(),
                         provider: *first,
+                        shrinks: false,
                     });
                 }
                 Err(OpenFailure::Graph(reason)) if *first == Provider::Cpu => {
@@ -119,6 +125,12 @@ impl Session {
             })
     }
 
+    /// The next run gives the memory of larger ones before it back to the system. Only on the CPU: memory of a device is
+    /// nobody else's, and is kept.
+    pub(crate) fn shrink_at_next_run(&mut self) {
+        self.shrinks = self.provider == Provider::Cpu;
+    }
+
     /// Runs the graph and hands the outputs to `read`.
     pub(crate) fn run<T, E: From<RuntimeError>>(
         &mut self,
@@ -130,10 +142,15 @@ impl Session {
             .into_iter()
             .map(|(name, value)| (Cow::Borrowed(name), value))
             .collect();
-        let outputs = self.inner.run(inputs).map_err(|error| RuntimeError::Run {
+        let failed = |error: ort::Error| RuntimeError::Run {
             file: file.clone(),
             reason: one_line(error.message()),
-        })?;
+        };
+        let mut options = RunOptions::new().map_err(failed)?;
+        if std::mem::take(&mut self.shrinks) {
+            options.set(SHRINK, "cpu:0").map_err(failed)?;
+        }
+        let outputs = self.inner.run_with_options(inputs, &options).map_err(failed)?;
         read(Outputs { inner: outputs, file })
     }
 }

@@ -42,6 +42,8 @@ enum Stop {
 #[derive(Default)]
 struct Timing {
     wait: Duration,
+    /// Of `wait`: on this shard.
+    device_wait: Duration,
     embed: Duration,
     decode: Duration,
     pixels: Duration,
@@ -81,6 +83,7 @@ pub(super) async fn run(parts: &Parts, ticket: Ticket, lease: Lease, control: Co
                 decode: prost_types::Duration::try_from(timing.decode).ok(),
                 pixels: prost_types::Duration::try_from(timing.pixels).ok(),
                 worker_id: parts.worker_id.clone(),
+                device_wait: prost_types::Duration::try_from(timing.device_wait).ok(),
             };
             let report = Complete {
                 job_id,
@@ -155,7 +158,8 @@ async fn complete_stage(
     let decode = decode(parts, ticket, &accepted, embeddings, resumed_from, control);
     let span = info_span!("decode", rows = accepted.rows(), steps = accepted.steps());
     let decoded = decode.instrument(span).await?;
-    timing.wait += decoded.begun_at.saturating_duration_since(admitted_at);
+    timing.device_wait = decoded.begun_at.saturating_duration_since(admitted_at);
+    timing.wait += timing.device_wait;
     timing.decode = decoded.ended_at.saturating_duration_since(decoded.begun_at);
 
     if parts.pixels.is_none() {
