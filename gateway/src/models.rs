@@ -30,7 +30,7 @@ pub struct Models {
 
 struct Cached {
     read: Instant,
-    models: Arc<BTreeMap<String, Model>>,
+    models: Arc<BTreeMap<String, Arc<Model>>>,
 }
 
 /// Another build of the model is being served.
@@ -58,7 +58,7 @@ impl Models {
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn all(&self) -> Result<Arc<BTreeMap<String, Model>>, RedisError> {
+    pub async fn all(&self) -> Result<Arc<BTreeMap<String, Arc<Model>>>, RedisError> {
         let rung = self.rings().has_changed().unwrap_or(false);
         {
             let cache = self.cache.read().unwrap_or_else(PoisonError::into_inner);
@@ -76,14 +76,14 @@ impl Models {
     ///
     /// # Errors
     /// [`Error::Invalid`] with the known names, [`Error::NoModel`] while there is none at all.
-    pub async fn find(&self, name: &str) -> Result<Model, Error> {
+    pub async fn find(&self, name: &str) -> Result<Arc<Model>, Error> {
         let models = self.all().await?;
         let found = match choose(name, &models, self.config.default.as_deref()) {
-            Ok(model) => return Ok(model.clone()),
+            Ok(model) => return Ok(Arc::clone(model)),
             Err(_) => self.refresh().await?,
         };
         match choose(name, &found, self.config.default.as_deref()) {
-            Ok(model) => Ok(model.clone()),
+            Ok(model) => Ok(Arc::clone(model)),
             Err(_) if found.is_empty() => Err(Error::NoModel {
                 retry: Duration::from_millis(self.config.retry_ms),
             }),
@@ -92,7 +92,7 @@ impl Models {
     }
 
     /// What an empty name means; empty when that is undecided.
-    pub fn default_of(&self, models: &BTreeMap<String, Model>) -> String {
+    pub fn default_of(&self, models: &BTreeMap<String, Arc<Model>>) -> String {
         choose("", models, self.config.default.as_deref())
             .map(|model| model.name.clone())
             .unwrap_or_default()
@@ -204,7 +204,7 @@ impl Models {
         self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn refresh(&self) -> Result<Arc<BTreeMap<String, Model>>, RedisError> {
+    async fn refresh(&self) -> Result<Arc<BTreeMap<String, Arc<Model>>>, RedisError> {
         let prefix = self.queue.keys().registry();
         // Before it is read, so that what changes meanwhile rings again.
         self.rings().mark_unchanged();
@@ -240,10 +240,10 @@ impl Models {
         for (served, workers) in slots.zip(counts) {
             served.workers = workers;
         }
-        let models: Arc<BTreeMap<String, Model>> = Arc::new(
+        let models: Arc<BTreeMap<String, Arc<Model>>> = Arc::new(
             models
                 .into_iter()
-                .map(|model| (model.name.clone(), model))
+                .map(|model| (model.name.clone(), Arc::new(model)))
                 .collect(),
         );
         let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
@@ -259,9 +259,9 @@ impl Models {
 /// only one.
 fn choose<'a>(
     name: &str,
-    models: &'a BTreeMap<String, Model>,
+    models: &'a BTreeMap<String, Arc<Model>>,
     default: Option<&str>,
-) -> Result<&'a Model, String> {
+) -> Result<&'a Arc<Model>, String> {
     let known = || models.keys().cloned().collect::<Vec<_>>().join(", ");
     let wanted = if name.is_empty() { default } else { Some(name) };
     if let Some(wanted) = wanted {
@@ -273,14 +273,14 @@ fn choose<'a>(
         let missing = || format!("{whose}{wanted:?}, is not served; the models are: {}", known());
         return models.get(wanted).ok_or_else(missing);
     }
-    let only = |models: Vec<&'a Model>| {
+    let only = |models: Vec<&'a Arc<Model>>| {
         if let [model] = models[..] {
             Some(model)
         } else {
             None
         }
     };
-    let live = |model: &&Model| model.stages.iter().any(|served| served.workers > 0);
+    let live = |model: &&Arc<Model>| model.stages.iter().any(|served| served.workers > 0);
     only(models.values().filter(live).collect())
         .or_else(|| only(models.values().collect()))
         .ok_or_else(|| format!("is required, because several models are served: {}", known()))
@@ -292,7 +292,7 @@ mod tests {
 
     use super::*;
 
-    fn models(names: &[(&str, u32)]) -> BTreeMap<String, Model> {
+    fn models(names: &[(&str, u32)]) -> BTreeMap<String, Arc<Model>> {
         let model = |(name, workers): &(&str, u32)| {
             let stages = vec![ModelStage {
                 workers: *workers,
@@ -300,17 +300,21 @@ mod tests {
             }];
             (
                 (*name).to_owned(),
-                Model {
+                Arc::new(Model {
                     name: (*name).to_owned(),
                     stages,
                     ..Model::default()
-                },
+                }),
             )
         };
         names.iter().map(model).collect()
     }
 
-    fn chosen(name: &str, models: &BTreeMap<String, Model>, default: Option<&str>) -> Result<String, String> {
+    fn chosen(
+        name: &str,
+        models: &BTreeMap<String, Arc<Model>>,
+        default: Option<&str>,
+    ) -> Result<String, String> {
         choose(name, models, default).map(|model| model.name.clone())
     }
 

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{
     service::{Interceptor, interceptor::InterceptedService},
     transport::Endpoint,
 };
+use tower::{BoxError, Service, ServiceExt as _};
 
-use crate::{config::GrpcClient, telemetry::trace_context};
+use crate::{config::GrpcClient, corked::Corked, telemetry::trace_context};
 
 /// A channel whose calls carry the trace context of the span that they are made in. Cloning is cheap.
 pub type Channel = InterceptedService<tonic::transport::Channel, TraceInjection>;
@@ -38,7 +41,7 @@ pub enum AddressError {
 /// # Errors
 /// [`AddressError`]; that nobody answers is found out by the first call, as UNAVAILABLE.
 pub fn connect(address: &str, config: &GrpcClient) -> Result<Channel, AddressError> {
-    let channel = endpoint(address, config)?.connect_lazy();
+    let channel = endpoint(address, config)?.connect_with_connector_lazy(connector(config));
     Ok(InterceptedService::new(channel, TraceInjection))
 }
 
@@ -79,6 +82,24 @@ pub fn endpoint(address: &str, config: &GrpcClient) -> Result<Endpoint, AddressE
         .keep_alive_while_idle(true)
         .initial_stream_window_size(config.stream_window_bytes)
         .initial_connection_window_size(config.connection_window_bytes))
+}
+
+/// How the connections of an [`endpoint`] are made: calls that are made at the same time share a write.
+pub fn connector(
+    config: &GrpcClient,
+) -> impl Service<
+    http::Uri,
+    Response = TokioIo<impl AsyncRead + AsyncWrite + Send + Unpin + use<>>,
+    Error = BoxError,
+    Future: Send,
+> + Clone
++ Send
++ 'static {
+    let limit = config.write_buffer_bytes;
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    tcp.map_response(move |stream| TokioIo::new(Corked::new(stream.into_inner(), limit)))
+        .map_err(BoxError::from)
 }
 
 /// Adds `traceparent` to a call.

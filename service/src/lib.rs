@@ -9,6 +9,7 @@ mod addresses;
 pub mod client;
 pub mod command;
 pub mod config;
+mod corked;
 pub mod error;
 pub mod grpc;
 pub mod health;

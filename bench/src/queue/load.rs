@@ -1,8 +1,11 @@
 //! Clients: submissions one by one and over a stream.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
 };
 
 use anyhow::{Context as _, bail};
@@ -11,8 +14,10 @@ use muse_proto::v1::{
     GenerationRequest, SubmitJobRequest, SubmitJobsRequest, SubmitJobsUntil, TextToImage,
     generation_client::GenerationClient, generation_request::Task, submit_jobs_response::Event,
 };
+use muse_service::{client, config::GrpcClient};
 use tokio::{
-    sync::{mpsc, watch},
+    runtime::Handle,
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -38,6 +43,35 @@ fn request(number: u64) -> GenerationRequest {
     }
 }
 
+/// An ordinary client with one connection of `muse_service::client`, on a thread of its own, as BullMQ's has one.
+pub(super) struct Client {
+    generation: GenerationClient<Channel>,
+    runtime: Handle,
+    /// Ends the thread when it is dropped.
+    _stop: oneshot::Sender<()>,
+}
+
+impl Client {
+    pub(super) async fn connect(endpoint: &str) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        thread::Builder::new()
+            .name("client".to_owned())
+            .spawn(move || runtime.block_on(stopped).is_ok())?;
+        let config = GrpcClient::default();
+        let endpoint = client::endpoint(endpoint, &config)?;
+        let connect = async move { endpoint.connect_with_connector(client::connector(&config)).await };
+        Ok(Self {
+            generation: GenerationClient::new(handle.spawn(connect).await??),
+            runtime: handle,
+            _stop: stop,
+        })
+    }
+}
+
 /// Keeps submissions in step with the ends of jobs.
 #[derive(Clone)]
 pub(super) struct Pace {
@@ -50,15 +84,11 @@ pub(super) struct Pace {
 }
 
 /// `jobs` submissions, each a call of its own; seconds until all were accepted.
-pub(super) async fn one_by_one(
-    client: &GenerationClient<Channel>,
-    jobs: u64,
-    pace: Option<Pace>,
-) -> anyhow::Result<f64> {
+pub(super) async fn one_by_one(client: &Client, jobs: u64, pace: Option<Pace>) -> anyhow::Result<f64> {
     let next = Arc::new(AtomicU64::new(0));
     let begun = Instant::now();
     let lanes = (0..IN_FLIGHT).map(|_| {
-        let (mut client, next, mut pace) = (client.clone(), Arc::clone(&next), pace.clone());
+        let (mut generation, next, mut pace) = (client.generation.clone(), Arc::clone(&next), pace.clone());
         let lane = async move {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
@@ -75,10 +105,11 @@ pub(super) async fn one_by_one(
                     finished.wait_for(|finished| turn < *finished + *ahead).await?;
                 }
                 let request = Some(request(number));
-                client.submit_job(SubmitJobRequest { request }).await?;
+                generation.submit_job(SubmitJobRequest { request }).await?;
             }
         };
-        async move { tokio::spawn(lane).await? }
+        let lane = client.runtime.spawn(lane);
+        async move { lane.await? }
     });
     try_join_all(lanes).await?;
     Ok(begun.elapsed().as_secs_f64())
@@ -86,7 +117,14 @@ pub(super) async fn one_by_one(
 
 /// `jobs` submissions over one stream; seconds until all were accepted. What is refused for now is sent again, as clients do;
 /// the second figure is how often.
-pub(super) async fn streamed(client: &GenerationClient<Channel>, jobs: u64) -> anyhow::Result<(f64, u64)> {
+pub(super) async fn streamed(client: &Client, jobs: u64) -> anyhow::Result<(f64, u64)> {
+    client
+        .runtime
+        .spawn(stream(client.generation.clone(), jobs))
+        .await?
+}
+
+async fn stream(mut generation: GenerationClient<Channel>, jobs: u64) -> anyhow::Result<(f64, u64)> {
     let (sender, items) = mpsc::channel(STREAM_OUTBOX);
     let begun = Instant::now();
     let item = |number| SubmitJobsRequest {
@@ -102,8 +140,7 @@ pub(super) async fn streamed(client: &GenerationClient<Channel>, jobs: u64) -> a
             }
         }
     });
-    let mut answers = client
-        .clone()
+    let mut answers = generation
         .submit_jobs(ReceiverStream::new(items))
         .await?
         .into_inner();

@@ -3,11 +3,10 @@
 use std::{fs, time::Duration};
 
 use anyhow::Context as _;
-use muse_proto::v1::generation_client::GenerationClient;
 use musectl::cluster::{ClusterOptions, LocalCluster, Override};
 use redis::aio::MultiplexedConnection;
-use tonic::transport::Channel;
 
+use super::load::Client;
 use crate::arguments::Arguments;
 
 /// Over the defaults. Deeper than a gateway takes by default; and the server's mode is changed while it runs, so that the
@@ -82,9 +81,8 @@ impl Served {
         self.cluster.redis_url().trim_start_matches("unix://")
     }
 
-    pub(super) async fn client(&self) -> anyhow::Result<GenerationClient<Channel>> {
-        let channel = Channel::from_shared(self.endpoint())?.connect().await?;
-        Ok(GenerationClient::new(channel))
+    pub(super) async fn client(&self) -> anyhow::Result<Client> {
+        Client::connect(&self.endpoint()).await
     }
 
     pub(super) async fn set_fsync(&mut self, fsync: Fsync) -> anyhow::Result<()> {

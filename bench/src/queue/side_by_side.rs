@@ -186,7 +186,7 @@ fn section(all: &All, missing: &[Peer], versions: &[String], settings: &Settings
         text: format!(
             "One Valkey for all, in turns, everybody over its Unix socket; jobs of {} bytes that do nothing. Peers: {versions}. *Submits*: to a queue \
              that no worker reads. *Whole jobs*: from the first submission to the last end, workers of both stages at work. Muse Serve: {} jobs, \
-             {IN_FLIGHT} calls in flight on one gRPC connection or one stream, a gateway process, one worker of each stage with {ROWS} leases, each over a \
+             {IN_FLIGHT} calls in flight on one gRPC connection or one stream, from one thread, a gateway process, one worker of each stage with {ROWS} leases, each over a \
              gRPC connection of its own. BullMQ: as many jobs, {IN_FLIGHT} adds in flight, a worker of each queue at concurrency {ROWS}, all in one Node process, \
              without gRPC; the job of `base` adds that of `superres`. Celery: {} jobs, {CELERY_IN_FLIGHT} threads that submit in one process, \
              a worker process of 8 threads (faster here than processes) that reads both queues, late acknowledgement, no results kept.",

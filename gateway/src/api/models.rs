@@ -25,7 +25,7 @@ impl ModelsApi for ModelsService {
         let models = self.0.all().await.map_err(Error::from)?;
         let default_model = self.0.default_of(&models);
         Ok(Response::new(ListModelsResponse {
-            models: models.values().cloned().collect(),
+            models: models.values().map(|model| model.as_ref().clone()).collect(),
             default_model,
         }))
     }

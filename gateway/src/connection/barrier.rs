@@ -16,7 +16,8 @@ use tokio::{
 
 use super::{
     Confirmed, Guarantee, RedisError,
-    supervisor::{Link, Verdict, classify, wait_up},
+    link::{Link, wait_up},
+    verdict::{Verdict, classify},
 };
 use crate::config;
 

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
     Redis,
-    supervisor::{Link, wait_up},
+    link::{Link, wait_up},
 };
 
 /// The doorbells of one gateway; cloning is cheap.

@@ -8,9 +8,12 @@ mod checks;
 mod cluster;
 mod dial;
 mod guarantee;
+mod link;
 mod redis;
 mod sentinel;
+mod server;
 mod supervisor;
+mod verdict;
 
 pub use self::{
     bells::{Bells, JobBell, PoolBell, Revocation, Revocations},

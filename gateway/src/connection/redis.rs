@@ -9,11 +9,7 @@ use std::{sync::Arc, time::Duration};
 use redis::{Arg, Cmd, FromRedisValue, Pipeline, Script, ToRedisArgs};
 use tokio::sync::watch;
 
-use super::{
-    Confirmed, Guarantee, RedisError, StartupError,
-    dial::Way,
-    supervisor::{Link, Server},
-};
+use super::{Confirmed, Guarantee, RedisError, StartupError, dial::Way, link::Link, server::Server};
 use crate::config;
 
 /// The commands' connections; cloning is cheap.

@@ -109,7 +109,7 @@ impl Jobs {
         request: Option<GenerationRequest>,
         traceparent: Option<String>,
     ) -> Result<Accepted, Error> {
-        let new = self.resolve(tenant, request, traceparent).await?;
+        let (new, _) = self.resolve(tenant, request, traceparent).await?;
         let accepted = self.queue.accept(&new).instrument(submit_span(&new)).await?;
         self.accepted(&new, accepted)
     }
@@ -124,24 +124,25 @@ impl Jobs {
         request: Option<GenerationRequest>,
         traceparent: Option<String>,
     ) -> Result<Submitted, Error> {
-        let new = self.resolve(tenant, request, traceparent).await?;
+        let (new, request) = self.resolve(tenant, request, traceparent).await?;
         let accepted = self
             .queue
             .accept_ranked(&new)
             .instrument(submit_span(&new))
             .await?;
         // What the call itself has created need not be read back.
-        let fresh = accepted
-            .fresh
-            .and_then(|fresh| Some((Record::fresh(&new, fresh.created_ms)?, fresh.rank)));
+        let fresh = accepted.fresh;
         let Accepted {
             id,
             already_existed,
             durability,
         } = self.accepted(&new, accepted)?;
         let job = match fresh {
-            Some((record, rank)) => self.queue.located_at(record, rank).await,
-            _ => match self.get(tenant, &id.to_string()).await {
+            Some(fresh) => {
+                let record = Record::fresh(&new, request, fresh.created_ms);
+                self.queue.located_at(record, fresh.rank).await
+            }
+            None => match self.get(tenant, &id.to_string()).await {
                 // It went with the server's last moments before it could be read back: nothing was accepted.
                 Err(Error::UnknownJob) => {
                     let lost = "Redis has lost what it took a moment ago".to_owned();
@@ -157,13 +158,13 @@ impl Jobs {
         })
     }
 
-    /// A request that passes every check, as it is put into the queue.
+    /// A request that passes every check, as it is put into the queue, and with every default in it.
     async fn resolve(
         &self,
         tenant: &Tenant,
         request: Option<GenerationRequest>,
         traceparent: Option<String>,
-    ) -> Result<NewJob, Error> {
+    ) -> Result<(NewJob, GenerationRequest), Error> {
         let name = request.as_ref().map_or("", |request| request.model.as_str());
         let model = self.models.find(name).await;
         // A wrong model is one violation among the others.
@@ -173,7 +174,7 @@ impl Jobs {
         };
         violations.extend(validate::request(
             request.as_ref(),
-            model.as_ref().ok(),
+            model.as_deref().ok(),
             &self.limits,
         ));
         if !violations.is_empty() {
@@ -190,7 +191,7 @@ impl Jobs {
         let resolved = validate::resolve(request, &model, &self.limits, rand::random());
         let id = JobId::new(self.queue.keys().shard_of(tenant));
         let priority = Priority::try_from(resolved.priority).unwrap_or_default();
-        Ok(NewJob {
+        let new = NewJob {
             id,
             tenant: tenant.clone(),
             model: model.name.clone(),
@@ -206,7 +207,8 @@ impl Jobs {
             request: resolved.encode_to_vec(),
             traceparent: traceparent.unwrap_or_default(),
             idempotency,
-        })
+        };
+        Ok((new, resolved))
     }
 
     /// What the queue's answer means for the client.

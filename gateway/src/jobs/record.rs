@@ -9,7 +9,7 @@ use muse_proto::{
 use prost::Message as _;
 use prost_types::Timestamp;
 
-use super::{JobId, Nonce, sampling_of, stage_name, stage_of_name};
+use super::{JobId, Nonce, sampling_of, stage_of_name};
 use crate::queue::NewJob;
 
 /// The visible fields of a job.
@@ -126,23 +126,29 @@ impl Record {
         })
     }
 
-    /// A job that was created then, as it is stored.
-    pub fn fresh(new: &NewJob, created_ms: u64) -> Option<Self> {
-        let stages: Vec<&str> = new.stages.iter().filter_map(|stage| stage_name(*stage)).collect();
-        let value = |name: &str| -> Option<Vec<u8>> {
-            Some(match name {
-                "state" => b"queued".to_vec(),
-                "stage" => stages.first()?.as_bytes().to_vec(),
-                "tenant" => new.tenant.as_str().as_bytes().to_vec(),
-                "request" => new.request.clone(),
-                "created" | "updated" => created_ms.to_string().into_bytes(),
-                "deadline" => created_ms.saturating_add(new.timeout_ms).to_string().into_bytes(),
-                "ver" => b"1".to_vec(),
-                "stages" => stages.join(",").into_bytes(),
-                _ => return None,
-            })
+    /// A job that was created then, as it is stored; `request` is what [`NewJob::request`] encodes.
+    pub fn fresh(new: &NewJob, request: GenerationRequest, created_ms: u64) -> Self {
+        let stage = new.stages.first().copied().unwrap_or(Stage::Unspecified);
+        let created = Some(timestamp(created_ms)).filter(|_| created_ms > 0);
+        let job = Job {
+            id: new.id.to_string(),
+            state: JobState::Queued as i32,
+            stage: stage as i32,
+            progress: Some(progress(JobState::Queued, stage, (0, 0), &request)),
+            created_at: created,
+            updated_at: created,
+            deadline: Some(timestamp(created_ms.saturating_add(new.timeout_ms))),
+            version: 1,
+            request: Some(request),
+            ..Job::default()
         };
-        Self::from_fields(new.id, Self::FIELDS.iter().map(|name| value(name)).collect())
+        Self {
+            job,
+            tenant: new.tenant.as_str().to_owned(),
+            pictures: None,
+            stages: new.stage_names(),
+            last_worker: String::new(),
+        }
     }
 
     /// Whether nothing will happen to the job any more.

@@ -4,7 +4,7 @@
 use redis::Value;
 use tokio::sync::mpsc;
 
-use super::{Queue, scripts, write::foreign};
+use super::{Queue, call::foreign, scripts};
 use crate::{connection::RedisError, jobs::Nonce};
 
 /// Names that one call of the script looks at; its own limit.

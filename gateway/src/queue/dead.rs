@@ -1,9 +1,10 @@
 //! Dead letters: jobs that gave up, kept for an operator.
 
 use super::{
-    Queue, scripts,
+    Queue,
+    call::foreign,
+    scripts,
     types::{DeadCursor, Failure, Raised, Requeued},
-    write::foreign,
 };
 use crate::{
     connection::RedisError,

@@ -1,4 +1,4 @@
-//! What shares a call with what: items that wait while enough calls are under way. Pure: `coalesce.rs` makes the calls.
+//! What shares a call with what: items that wait while enough calls are under way. Pure: `lane.rs` makes the calls.
 
 use std::collections::VecDeque;
 
@@ -61,6 +61,15 @@ impl<T> Gathering<T> {
         }
         Some(items)
     }
+
+    /// A caller ends in the middle of its work. True: items wait, and another shall begin in its place.
+    pub(super) fn leave(&mut self) -> bool {
+        let replaced = !self.waiting.is_empty();
+        if !replaced {
+            self.in_flight = self.in_flight.saturating_sub(1);
+        }
+        replaced
+    }
 }
 
 #[cfg(test)]
@@ -93,6 +102,19 @@ mod tests {
         assert_eq!(all(&mut gathering), None);
         assert!(gathering.push(7, 1), "one of the two has ended");
         assert!(!gathering.push(8, 1));
+    }
+
+    #[test]
+    fn a_caller_that_breaks_off_is_replaced_while_items_wait() {
+        let mut gathering = Gathering::new(LIMITS);
+        assert!(gathering.push(1, 1) && gathering.push(2, 1) && !gathering.push(3, 1));
+        assert!(gathering.leave());
+        assert!(!gathering.push(4, 1), "its place is taken");
+        assert_eq!(all(&mut gathering), Some(vec![1, 2, 3]));
+        assert_eq!(all(&mut gathering), Some(vec![4]));
+        assert!(!gathering.leave());
+        assert!(gathering.push(5, 1), "one of the two is gone");
+        assert!(!gathering.push(6, 1));
     }
 
     #[test]

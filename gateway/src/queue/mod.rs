@@ -6,19 +6,23 @@
 mod accept;
 mod audit;
 mod backoff;
+mod call;
 mod coalesce;
 mod compose;
 mod dead;
 mod estimate;
 mod gathering;
 mod keys;
+mod lane;
+mod leases;
 mod place;
 mod priority;
 mod read;
 pub(crate) mod scripts;
+mod submit;
 mod tenants;
 mod types;
-mod write;
+mod upkeep;
 
 use self::coalesce::Coalesced;
 pub use self::{
@@ -43,15 +47,23 @@ pub struct Queue {
     keys: Keys,
     config: config::Queue,
     snapshot: place::Snapshot,
-    submissions: Coalesced<write::Submitted>,
-    completions: Coalesced<write::Finished>,
+    submissions: Coalesced<submit::Submitted>,
+    completions: Coalesced<leases::Finished>,
 }
 
 impl Queue {
     /// The queue under `prefix`.
     pub fn new(redis: Redis, prefix: &str, config: config::Queue) -> Self {
         let keys = Keys::new(prefix, config.shards);
-        let (submissions, completions) = write::coalesced(&redis, &keys, &config);
+        let limits = gathering::Limits {
+            items: config.call_items,
+            bytes: config.call_bytes,
+            calls: config.calls_in_flight,
+        };
+        let submit = ("submit", &*scripts::SUBMIT);
+        let complete = ("complete", &*scripts::COMPLETE);
+        let submissions = Coalesced::new((&redis, &keys), submit, submit::limits(&config), limits);
+        let completions = Coalesced::new((&redis, &keys), complete, redis::Cmd::new(), limits);
         Self {
             redis,
             keys,

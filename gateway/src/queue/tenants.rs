@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use muse_service::Tenant;
 
 use super::{
-    Queue, pool_name, scripts,
+    Queue,
+    call::foreign,
+    pool_name, scripts,
     types::{Paused, Settings, TenantStatus},
-    write::foreign,
 };
 use crate::connection::RedisError;
 

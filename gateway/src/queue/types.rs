@@ -5,7 +5,7 @@ use muse_proto::v1::Stage;
 use muse_service::Tenant;
 use sha2::{Digest as _, Sha256};
 
-use crate::jobs::{JobId, Nonce};
+use crate::jobs::{JobId, Nonce, stage_name};
 
 /// A job on its way into the queue.
 #[derive(Clone, Debug)]
@@ -30,6 +30,18 @@ pub struct NewJob {
     pub traceparent: String,
     /// The client's key, hashed, and the hash of the request as the client sent it.
     pub idempotency: Option<Idempotency>,
+}
+
+impl NewJob {
+    /// The names of its stages in order, comma-separated, as they are stored.
+    pub fn stage_names(&self) -> String {
+        let names: Vec<&str> = self
+            .stages
+            .iter()
+            .filter_map(|stage| stage_name(*stage))
+            .collect();
+        names.join(",")
+    }
 }
 
 /// An idempotency key and what it stands for, both as hexadecimal SHA-256.

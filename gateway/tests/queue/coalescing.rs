@@ -5,7 +5,8 @@ use muse_gateway::{
     jobs::{JobId, Record},
     queue::{Grant, Idempotency, NewJob, Queue, Reported, StageResult, Submission},
 };
-use muse_proto::v1::JobState;
+use muse_proto::v1::{GenerationRequest, JobState};
+use prost::Message as _;
 
 use crate::{
     harness::{BASE, SUPERRES, claim, complete_base, job, queue, state, submit},
@@ -88,7 +89,11 @@ async fn a_new_job_is_told_as_it_is_stored() {
     let accepted = queue.accept_ranked(&new).await.unwrap();
     let fresh = accepted.fresh.expect("it was created by this call");
     assert_eq!(fresh.rank, Some(1));
-    let told = Record::fresh(&new, fresh.created_ms).unwrap();
+    let told = Record::fresh(
+        &new,
+        GenerationRequest::decode(&new.request[..]).unwrap(),
+        fresh.created_ms,
+    );
     let stored = queue.get(new.id).await.unwrap().unwrap();
     assert_eq!(format!("{told:?}"), format!("{stored:?}"));
     // The same once more: nothing new came of it.

@@ -54,6 +54,9 @@ pub struct GrpcServer {
     pub stream_window_bytes: u32,
     /// Bytes in flight on one connection.
     pub connection_window_bytes: u32,
+    /// Bytes that wait on one connection for what others have to say at the same time, so that it goes out in one write; a larger
+    /// message goes by itself. 0: each goes by itself.
+    pub write_buffer_bytes: usize,
     /// A connection that has not said HTTP/2 after this long is closed.
     pub handshake_timeout_ms: u64,
     /// A silent connection is pinged this often.
@@ -94,6 +97,9 @@ pub struct GrpcClient {
     pub stream_window_bytes: u32,
     /// Bytes in flight on one connection.
     pub connection_window_bytes: u32,
+    /// Bytes that wait on one connection for what others have to say at the same time, so that it goes out in one write; a larger
+    /// message goes by itself. 0: each goes by itself.
+    pub write_buffer_bytes: usize,
 }
 
 // === impl ===
@@ -134,6 +140,7 @@ impl Default for GrpcServer {
             // 64 KiB, the protocol's default, would hold up pictures and embeddings.
             stream_window_bytes: 1024 * 1024,
             connection_window_bytes: 4 * 1024 * 1024,
+            write_buffer_bytes: 32 * 1024,
             handshake_timeout_ms: 5_000,
             keepalive_interval_seconds: 20,
             keepalive_timeout_seconds: 10,
@@ -171,6 +178,7 @@ impl Default for GrpcClient {
             keepalive_timeout_seconds: 10,
             stream_window_bytes: 1024 * 1024,
             connection_window_bytes: 4 * 1024 * 1024,
+            write_buffer_bytes: 32 * 1024,
         }
     }
 }

@@ -18,6 +18,8 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use crate::corked::Corked;
+
 /// Bytes that begin every HTTP/2 connection.
 const PREFACE: usize = 24;
 
@@ -29,12 +31,13 @@ const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 pub(super) struct Limits {
     pub(super) connections: usize,
     pub(super) handshake: Duration,
+    pub(super) write_buffer: usize,
 }
 
 /// A TCP connection that has to begin to speak in time, counts against the limit while it lives, and breaks when `cut`.
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Corked<TcpStream>,
     handshake: Option<Pin<Box<Sleep>>>,
     received: usize,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -80,7 +83,7 @@ async fn next(
         // A socket that is already gone fails here and again at its first read; there it is handled.
         let _ = stream.set_nodelay(true);
         return Connection {
-            stream,
+            stream: Corked::new(stream, limits.write_buffer),
             handshake: Some(Box::pin(tokio::time::sleep(limits.handshake))),
             received: 0,
             cut: Box::pin(cut.clone().cancelled_owned()),
@@ -162,6 +165,6 @@ impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.connect_info()
+        self.stream.get_ref().connect_info()
     }
 }

@@ -170,6 +170,7 @@ impl Bound {
         let limits = accept::Limits {
             connections: self.config.max_connections,
             handshake: Duration::from_millis(self.config.handshake_timeout_ms),
+            write_buffer: self.config.write_buffer_bytes,
         };
         let incoming = accept::incoming(self.listener, limits, cut);
         let known = methods::known().map_err(|error| ServeError::Setup(error.to_string()))?;

@@ -46,10 +46,19 @@ pub fn init(service: &'static str, config: &Telemetry) -> Result<TelemetryGuard,
     let levels = EnvFilter::try_new(format!("{QUIET},{}", config.log_level))
         .map_err(|error| ConfigError::invalid("telemetry.log_level", error.to_string()))?;
     let provider = provider(service, config)?;
+    // Without a collector a span is its ids, for services that have one; nobody would read the rest.
+    let exported = config.otlp_endpoint.is_some();
     let spans = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer(service))
+        .with_location(exported)
+        .with_threads(exported)
+        .with_target(exported)
+        .with_tracked_inactivity(exported)
+        .with_context_activation(exported)
         // Only our own: the exporter's client would trace its own exports.
-        .with_filter(filter_fn(|metadata| metadata.target().starts_with("muse")));
+        .with_filter(filter_fn(move |metadata| {
+            metadata.target().starts_with("muse") && (exported || metadata.is_span())
+        }));
     let registry = Registry::default().with(spans);
     let coloured = wants_colours(io::stderr().is_terminal(), env::var_os(NO_COLOR).as_deref());
     let human = || fmt::layer().with_writer(io::stderr).with_ansi(coloured);
@@ -80,7 +89,10 @@ fn provider(service: &'static str, config: &Telemetry) -> Result<SdkTracerProvid
         .with_sampler(sampler)
         .with_resource(resource);
     let Some(endpoint) = &config.otlp_endpoint else {
-        return Ok(builder.build());
+        let ids_alone = builder
+            .with_max_attributes_per_span(0)
+            .with_max_events_per_span(0);
+        return Ok(ids_alone.build());
     };
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
