@@ -85,6 +85,11 @@ impl StepGraph {
         self.session.provider()
     }
 
+    /// See [`Session::shrink_at_next_run`].
+    pub(super) fn shrink_at_next_run(&mut self) {
+        self.session.shrink_at_next_run();
+    }
+
     /// Name and type of each conditioning tensor.
     pub(super) fn conditioning(&self) -> &[(String, Element)] {
         &self.conditioning
