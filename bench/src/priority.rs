@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail};
 use muse_engine::Stage;
 use muse_proto::{
     std_duration,
-    v1::{GenerationRequest, Priority, StageTiming},
+    v1::{GenerationRequest, Priority},
 };
 use tokio::{sync::watch, task::JoinSet};
 
@@ -105,27 +105,31 @@ fn request(next: &AtomicUsize, priority: Priority) -> GenerationRequest {
 }
 
 /// How long a stage's jobs waited: for a shard, and for its device.
+///
+/// # Errors
+/// When a worker did not tell: as 0 it would look like none.
 fn waits(jobs: &[Made], stage: Stage) -> anyhow::Result<(Series, Series)> {
-    let timings = || {
-        jobs.iter().flat_map(|job| &job.timings).filter(move |timing| {
-            timing.stage()
-                == match stage {
-                    Stage::Base => muse_proto::v1::Stage::Base,
-                    Stage::Superres => muse_proto::v1::Stage::Superres,
-                }
-        })
+    let wanted = match stage {
+        Stage::Base => muse_proto::v1::Stage::Base,
+        Stage::Superres => muse_proto::v1::Stage::Superres,
     };
-    let of = |figure: &dyn Fn(&StageTiming) -> Duration| {
-        Series::new(timings().map(|timing| milliseconds(figure(timing))))
-            .with_context(|| format!("no job was measured in stage {stage}"))
-    };
-    let told = |duration: &Option<prost_types::Duration>| {
-        duration.as_ref().and_then(std_duration).unwrap_or_default()
-    };
-    let device = |timing: &StageTiming| told(&timing.device_wait);
+    let timings = jobs.iter().flat_map(|job| &job.timings);
+    let (mut shard, mut device) = (Vec::new(), Vec::new());
+    for timing in timings.filter(|timing| timing.stage() == wanted) {
+        let told = |duration: &Option<prost_types::Duration>| duration.as_ref().and_then(std_duration);
+        let (Some(wait), Some(own)) = (told(&timing.wait), told(&timing.device_wait)) else {
+            bail!(
+                "{} does not tell how long a job waited for its device",
+                timing.worker_id
+            );
+        };
+        shard.push(milliseconds(wait.saturating_sub(own)));
+        device.push(milliseconds(own));
+    }
+    let measured = || format!("no job was measured in stage {stage}");
     Ok((
-        of(&|timing| told(&timing.wait).saturating_sub(device(timing)))?,
-        of(&device)?,
+        Series::new(shard).with_context(measured)?,
+        Series::new(device).with_context(measured)?,
     ))
 }
 
@@ -192,6 +196,8 @@ fn section(
 
 #[cfg(test)]
 mod tests {
+    use muse_proto::v1::StageTiming;
+
     use super::*;
 
     #[test]
@@ -219,7 +225,13 @@ mod tests {
         };
         let (shard, device) = waits(std::slice::from_ref(&made), Stage::Base).unwrap();
         assert!((shard.median() - 20.0).abs() < 1e-9 && (device.median() - 10.0).abs() < 1e-9);
-        let (shard, device) = waits(&[made], Stage::Superres).unwrap();
+        let (shard, device) = waits(std::slice::from_ref(&made), Stage::Superres).unwrap();
         assert!(shard.median().abs() < 1e-9 && (device.median() - 7.0).abs() < 1e-9);
+        let mut older = made;
+        older.timings[0].device_wait = None;
+        assert!(
+            waits(&[older], Stage::Base).is_err(),
+            "no wait is not told apart from none told"
+        );
     }
 }
