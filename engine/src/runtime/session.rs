@@ -1,8 +1,9 @@
 //! One graph, opened on the best provider that can be had.
 
 use std::borrow::Cow;
+use std::path::Path;
 
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{SessionInputValue, SessionOutputs};
 use ort::value::{Outlet, PrimitiveTensorElementType, TensorRef};
 
@@ -133,13 +134,58 @@ impl Session {
     }
 }
 
-// Builder errors are neither Send nor Sync, so they are turned into text before they leave this function.
+/// The ONNX file at `path` by itself, opened with `options` as the engine opens those of a bundle, but only on the first provider:
+/// for benchmarks and tools. With `profile`, ONNX Runtime writes how long each operator takes into a file of that name and
+/// a time stamp, once the session's profiling ends.
+///
+/// # Errors
+/// The provider cannot be had, or the file is no graph that ONNX Runtime can open.
+pub fn open_graph(
+    path: &Path,
+    options: &SessionOptions,
+    profile: Option<&Path>,
+) -> Result<ort::session::Session, RuntimeError> {
+    let runtime = Runtime::current()?;
+    let opened = builder(runtime, &options.providers, options).and_then(|builder| {
+        let builder = match profile {
+            Some(profile) => builder.with_profiling(profile),
+            None => Ok(builder),
+        };
+        let graph = |message: &str| OpenFailure::Graph(one_line(message));
+        let mut builder = builder.map_err(|error| graph(error.message()))?;
+        builder
+            .commit_from_file(path)
+            .map_err(|error| graph(error.message()))
+    });
+    opened.map_err(|failure| match failure {
+        OpenFailure::Provider(provider, reason) => RuntimeError::Provider {
+            provider,
+            reason: provider.explain(&reason),
+        },
+        OpenFailure::Graph(reason) => RuntimeError::Open {
+            file: path.to_owned(),
+            reason,
+        },
+    })
+}
+
 fn open(
     runtime: &Runtime,
-    path: &std::path::Path,
+    path: &Path,
     providers: &[Provider],
     options: &SessionOptions,
 ) -> Result<ort::session::Session, OpenFailure> {
+    builder(runtime, providers, options)?
+        .commit_from_file(path)
+        .map_err(|error| OpenFailure::Graph(one_line(error.message())))
+}
+
+// Builder errors are neither Send nor Sync, so they are turned into text before they leave this function.
+fn builder(
+    runtime: &Runtime,
+    providers: &[Provider],
+    options: &SessionOptions,
+) -> Result<SessionBuilder, OpenFailure> {
     let graph = |message: &str| OpenFailure::Graph(one_line(message));
     let mut builder = ort::session::Session::builder(runtime.environment())
         .map_err(|error| graph(error.message()))?
@@ -173,9 +219,7 @@ fn open(
             }
         };
     }
-    builder
-        .commit_from_file(path)
-        .map_err(|error| graph(error.message()))
+    Ok(builder)
 }
 
 // === impl Outputs ===
