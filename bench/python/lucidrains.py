@@ -13,6 +13,7 @@ import transformers
 from muse_maskgit_pytorch import t5
 from peer import answer
 from pytorch_peer import Shape, Shapes, files, parameters, shapes_from_command_line
+from t5_encoder import text_encoder
 
 ENCODER = "bundle"
 """By what name the package finds the text encoder."""
@@ -27,17 +28,6 @@ class _Tokenizer:
     def batch_encode_plus(self, texts: list[str], **_) -> transformers.BatchEncoding:
         ids, mask = self._shapes.ids(texts)
         return transformers.BatchEncoding({"input_ids": ids, "attention_mask": mask})
-
-
-def text_encoder(shapes: Shapes) -> transformers.T5EncoderModel:
-    """Of the bundle's shape."""
-    text = shapes.text
-    return transformers.T5EncoderModel(
-        transformers.T5Config(
-            vocab_size=text["vocabulary"], d_model=text["width"], d_kv=text["head_width"], d_ff=text["hidden"],
-            num_layers=text["layers"], num_heads=text["heads"], feed_forward_proj="gated-gelu",
-        )
-    ).eval()
 
 
 def stage(shape: Shape, side: int, channels: list[int], **others) -> muse_maskgit_pytorch.MaskGit:

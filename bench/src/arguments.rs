@@ -57,6 +57,10 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// The engine alone: time of a pass at each size, sampling, pictures a second in a bare loop
     Engine,
+    /// GFLOP/s reached in the step graphs, over those of a large matrix product
+    Arithmetic,
+    /// Embeddings a second of the engine and of encoder-svc, against ONNX Runtime and transformers in Python
+    Encoder,
     /// One job at a time through an idle cluster, against the same in the engine
     Overhead,
     /// The cluster at saturation against the bare loop, and eight clients with mixed settings
@@ -113,6 +117,8 @@ pub(crate) struct Settings {
     pub(crate) batches: &'static [usize],
     /// Pictures of a round of the bare loop.
     pub(crate) pictures: usize,
+    /// Texts that a text encoder is given at each batch size in a round.
+    pub(crate) encoder_texts: usize,
     /// Jobs sent through the idle cluster.
     pub(crate) jobs: usize,
     /// Clients at saturation.
@@ -144,6 +150,7 @@ const FULL: Settings = Settings {
     passes: 15,
     batches: &[1, 2, 4, 8, 16],
     pictures: 16,
+    encoder_texts: 768,
     jobs: 120,
     clients: 32,
     window: Duration::from_secs(20),
@@ -164,6 +171,7 @@ const QUICK: Settings = Settings {
     passes: 2,
     batches: &[1, 2],
     pictures: 2,
+    encoder_texts: 32,
     jobs: 3,
     clients: 4,
     window: Duration::from_secs(2),

@@ -5,10 +5,12 @@
 //! the ratio within a round. Medians and their spread are printed, never the best run.
 
 mod arguments;
+mod arithmetic;
 mod bare;
 mod closed_loop;
 mod cluster;
 mod compare;
+mod encoder;
 mod engine;
 mod inner_loops;
 mod loops;
@@ -77,6 +79,8 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
     let settings = arguments.settings();
     Ok(match &arguments.command {
         Command::Engine => engine::measure(arguments, &settings, bundle)?.sections,
+        Command::Arithmetic => arithmetic::measure(arguments, &settings, bundle)?,
+        Command::Encoder => vec![encoder::measure(arguments, &settings, bundle).await?],
         Command::Peers => loops::measure(arguments, &settings, bundle)?,
         Command::Server => vec![server::measure(arguments, &settings).await?],
         Command::Overhead => vec![overhead::measure(arguments, &settings, bundle).await?],
@@ -104,6 +108,8 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
         Command::All { criterion } => {
             let engine = engine::measure(arguments, &settings, bundle)?;
             let mut sections = engine.sections;
+            sections.extend(arithmetic::measure(arguments, &settings, bundle)?);
+            sections.push(encoder::measure(arguments, &settings, bundle).await?);
             sections.push(overhead::measure(arguments, &settings, bundle).await?);
             sections.push(saturation::measure(arguments, &settings, bundle, engine.best_batch).await?);
             sections.push(mixed::measure(arguments, &settings, &engine.curves).await?);

@@ -92,7 +92,7 @@ struct Task<'order> {
 #[derive(Deserialize)]
 struct Answer {
     seconds: f64,
-    pictures: usize,
+    made: usize,
 }
 
 /// What it says when it is ready.
@@ -101,13 +101,13 @@ struct Hello {
     versions: String,
 }
 
-/// The loop, loaded once and asked again and again.
-struct Loaded {
+/// A loop, loaded once and asked again and again.
+pub(crate) struct Loaded {
     name: &'static str,
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
-    versions: String,
+    pub(crate) versions: String,
 }
 
 /// A section for each peer. One whose Python is not there is named, with the command that makes it.
@@ -145,7 +145,7 @@ fn beside(
         .as_ref()
         .map(|bundle| Bare::open(bundle, &arguments.session()?))
         .transpose()?;
-    let mut loaded = Loaded::start(peer, arguments)?;
+    let mut loaded = Loaded::start(peer.name, peer.python, peer.script, arguments)?;
     let mut header = vec![
         "pictures together",
         "this engine, pictures/s",
@@ -263,11 +263,17 @@ impl Python {
 }
 
 impl Loaded {
-    fn start(peer: &Peer, arguments: &Arguments) -> anyhow::Result<Self> {
-        let python = peer.python.program(arguments);
-        let mut command = Command::new(python);
-        command.arg(peer.script).arg("--bundle").arg(&arguments.bundle);
-        if peer.python == Python::Training {
+    /// Runs `script` and waits until it says what it is.
+    pub(crate) fn start(
+        name: &'static str,
+        python: Python,
+        script: &str,
+        arguments: &Arguments,
+    ) -> anyhow::Result<Self> {
+        let program = python.program(arguments);
+        let mut command = Command::new(program);
+        command.arg(script).arg("--bundle").arg(&arguments.bundle);
+        if python == Python::Training {
             command.arg("--configs").arg(&arguments.configs);
         }
         let mut child = command
@@ -276,12 +282,12 @@ impl Loaded {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot run {}", python.display()))?;
+            .with_context(|| format!("cannot run {}", program.display()))?;
         let stdin = child.stdin.take().context("no stdin")?;
         let mut stdout = BufReader::new(child.stdout.take().context("no stdout")?);
         let hello: Hello = read(&mut stdout)?;
         Ok(Self {
-            name: peer.name,
+            name,
             child,
             stdin,
             stdout,
@@ -289,28 +295,29 @@ impl Loaded {
         })
     }
 
-    /// Seconds that it took, by its own clock: what passes through the pipe is not its work.
+    /// Seconds that the pictures took.
     fn make(&mut self, orders: &[Order]) -> anyhow::Result<f64> {
         let task = Task {
             prompts: orders.iter().map(|order| order.prompt.as_str()).collect(),
             seed: orders.first().map_or(0, |order| order.seed),
         };
-        writeln!(self.stdin, "{}", serde_json::to_string(&task)?)?;
+        self.ask(&task, orders.len())
+    }
+
+    /// Seconds that a task of `wanted` pictures or embeddings took, by its own clock: what passes through the pipe is not its
+    /// work.
+    pub(crate) fn ask(&mut self, task: &impl Serialize, wanted: usize) -> anyhow::Result<f64> {
+        writeln!(self.stdin, "{}", serde_json::to_string(task)?)?;
         self.stdin.flush()?;
         let answer: Answer = read(&mut self.stdout)?;
-        if answer.pictures != orders.len() {
-            bail!(
-                "{} made {} pictures instead of {}",
-                self.name,
-                answer.pictures,
-                orders.len()
-            );
+        if answer.made != wanted {
+            bail!("{} made {} instead of {wanted}", self.name, answer.made);
         }
         Ok(answer.seconds)
     }
 
     /// It ends when there is nothing more to read.
-    fn stop(self) -> anyhow::Result<()> {
+    pub(crate) fn stop(self) -> anyhow::Result<()> {
         let Self {
             name,
             mut child,

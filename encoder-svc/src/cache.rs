@@ -66,6 +66,22 @@ impl EmbeddingCache {
         }
     }
 
+    /// The embedding of `text`, if it is here.
+    pub(crate) async fn get(&self, text: &str) -> Option<Stored> {
+        let stored = self.entries.get(&self.key(text)).await;
+        if stored.is_some() {
+            count(Outcome::Hit);
+        }
+        stored
+    }
+
+    fn key(&self, text: &str) -> Key {
+        Key {
+            bundle: Arc::clone(&self.bundle),
+            text: text.into(),
+        }
+    }
+
     /// The embedding of `text`, from here or from `compute`, which runs at most once for a text at any time. When the caller
     /// that runs it leaves, another that waits takes over with its own.
     pub(crate) async fn get_or_compute(
@@ -73,10 +89,7 @@ impl EmbeddingCache {
         text: &str,
         compute: impl Future<Output = Result<Stored, EmbedError>>,
     ) -> Result<(Stored, Outcome), EmbedError> {
-        let key = Key {
-            bundle: Arc::clone(&self.bundle),
-            text: text.into(),
-        };
+        let key = self.key(text);
         let (stored, outcome) = match self.entries.get(&key).await {
             Some(stored) => (stored, Outcome::Hit),
             None => {
@@ -94,9 +107,13 @@ impl EmbeddingCache {
                 (entry.into_value(), outcome)
             }
         };
-        metrics::counter!("muse_embed_cache_total", "result" => outcome.name()).increment(1);
+        count(outcome);
         Ok((stored, outcome))
     }
+}
+
+fn count(outcome: Outcome) {
+    metrics::counter!("muse_embed_cache_total", "result" => outcome.name()).increment(1);
 }
 
 impl Outcome {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use muse_engine::Embedding;
 
 use crate::{
@@ -28,12 +28,17 @@ pub(crate) struct Encoder<T: Tokenize> {
 impl<T: Tokenize> Encoder<T> {
     /// The embedding of each text, in order. Either all texts are good, or the error names every bad one.
     pub(crate) async fn embed(&self, texts: &[String]) -> Result<Vec<(Stored, Outcome)>, EmbedError> {
-        let tokenized = self.tokenize(texts)?;
+        self.check_count(texts)?;
+        // What is kept was good when it came, and needs no tokens any more.
+        let kept = join_all(texts.iter().map(|text| self.cache.get(text))).await;
+        let tokenized = self.tokenize(texts, &kept)?;
+        let answers = texts.iter().zip(kept).zip(tokenized);
         try_join_all(
-            texts
-                .iter()
-                .zip(tokenized)
-                .map(|(text, tokens)| self.embed_one(text, tokens)),
+            answers.map(async |((text, kept), tokenized)| match (kept, tokenized) {
+                (Some(stored), _) => Ok((stored, Outcome::Hit)),
+                (None, Some(tokenized)) => self.embed_one(text, tokenized).await,
+                (None, None) => Err(EmbedError::Model("a text was not tokenized".to_owned())),
+            }),
         )
         .await
     }
@@ -53,12 +58,8 @@ impl<T: Tokenize> Encoder<T> {
         self.cache.get_or_compute(text, compute).await
     }
 
-    fn tokenize(&self, texts: &[String]) -> Result<Vec<Tokenized<T::Tokens>>, EmbedError> {
-        let RequestLimits {
-            max_texts,
-            max_text_bytes,
-            ..
-        } = self.limits;
+    fn check_count(&self, texts: &[String]) -> Result<(), EmbedError> {
+        let max_texts = self.limits.max_texts;
         if texts.is_empty() || texts.len() > max_texts {
             let description = format!("has {} texts; give 1 to {max_texts}", texts.len());
             return Err(EmbedError::Request(vec![Fault {
@@ -66,15 +67,29 @@ impl<T: Tokenize> Encoder<T> {
                 description,
             }]));
         }
+        Ok(())
+    }
+
+    /// The tokens of each text that is not kept.
+    fn tokenize(
+        &self,
+        texts: &[String],
+        kept: &[Option<Stored>],
+    ) -> Result<Vec<Option<Tokenized<T::Tokens>>>, EmbedError> {
+        let max_text_bytes = self.limits.max_text_bytes;
         let mut good = Vec::with_capacity(texts.len());
         let mut faults = Vec::new();
-        for (index, text) in texts.iter().enumerate() {
+        for (index, (text, kept)) in texts.iter().zip(kept).enumerate() {
+            if kept.is_some() {
+                good.push(None);
+                continue;
+            }
             let description = if text.len() > max_text_bytes {
                 format!("has {} bytes; at most {max_text_bytes} are taken", text.len())
             } else {
                 match self.tokenizer.tokenize(text) {
                     Ok(tokenized) => {
-                        good.push(tokenized);
+                        good.push(Some(tokenized));
                         continue;
                     }
                     Err(TokenizeError::TooLong { tokens, limit }) => {
@@ -97,11 +112,10 @@ impl<T: Tokenize> Encoder<T> {
 }
 
 fn store(embedding: &Embedding) -> Stored {
-    let data: Vec<u8> = embedding
-        .values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect();
+    let mut data = vec![0; embedding.values.len() * size_of::<f32>()];
+    for (bytes, value) in data.chunks_exact_mut(size_of::<f32>()).zip(&*embedding.values) {
+        bytes.copy_from_slice(&value.to_le_bytes());
+    }
     Stored {
         data: data.into(),
         // Bounded by the manifest's own u32s.

@@ -1,7 +1,11 @@
 //! The encoder around a stand-in for the model that says what it was asked and waits where a test wants it to.
 
 use std::{
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -15,13 +19,15 @@ use crate::{
     passes::{PassLimits, PassThread},
 };
 
-/// A token a character and one for the end; buckets 4, 8, 16.
-struct Characters;
+/// A token a character and one for the end; buckets 4, 8, 16. Counts what it is asked for.
+#[derive(Default)]
+struct Characters(AtomicUsize);
 
 impl Tokenize for Characters {
     type Tokens = String;
 
     fn tokenize(&self, text: &str) -> Result<Tokenized<String>, TokenizeError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
         let tokens = text.chars().count() + 1;
         match [4, 8, 16].into_iter().find(|bucket| *bucket >= tokens) {
             Some(bucket) => Ok(Tokenized {
@@ -81,7 +87,7 @@ fn encoder(gate: Option<mpsc::Receiver<()>>, max_queued_tokens: usize) -> Setup 
     let PassThread { begin, warm, ended } = thread;
     begin.send(()).unwrap();
     let encoder = Encoder {
-        tokenizer: Arc::new(Characters),
+        tokenizer: Arc::default(),
         cache: EmbeddingCache::new("digest", 1 << 20),
         admission,
         passes: handle,
@@ -126,7 +132,7 @@ async fn texts_come_back_in_order_and_share_passes_only_within_a_bucket() {
         "{passes:?}"
     );
     for pass in &passes {
-        let bucket = |text: &String| Characters.tokenize(text).unwrap().bucket;
+        let bucket = |text: &String| Characters::default().tokenize(text).unwrap().bucket;
         assert!(
             pass.iter().all(|text| bucket(text) == bucket(&pass[0])),
             "{passes:?}"
@@ -157,6 +163,20 @@ async fn equal_texts_at_the_same_time_run_once_and_later_ones_not_at_all() {
     );
     assert_eq!(encoder.embed(&same).await.unwrap()[0].1, Outcome::Hit);
     assert_eq!(passes.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_kept_is_answered_without_tokens_beside_what_is_not() {
+    let Setup { encoder, passes, .. } = encoder(None, 1000);
+    encoder.embed(&texts(&["red"])).await.unwrap();
+    let asked = texts(&["red", "blue", "red"]);
+    let answers = encoder.embed(&asked).await.unwrap();
+    let outcomes: Vec<Outcome> = answers.iter().map(|(_, outcome)| *outcome).collect();
+    assert_eq!(outcomes, [Outcome::Hit, Outcome::Miss, Outcome::Hit]);
+    assert_eq!(answers[0], answers[2]);
+    assert_eq!(answers[1].0.data[..4], f32::from(b'b').to_le_bytes());
+    assert_eq!(*passes.lock().unwrap(), [["red"], ["blue"]]);
+    assert_eq!(encoder.tokenizer.0.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]
@@ -267,7 +287,7 @@ async fn the_thread_ends_when_nobody_can_ask_any_more() {
 
 #[test]
 fn warm_up_reaches_every_bucket() {
-    let buckets: Vec<usize> = texts_of_every_bucket(&Characters)
+    let buckets: Vec<usize> = texts_of_every_bucket(&Characters::default())
         .iter()
         .map(|text| text.bucket)
         .collect();

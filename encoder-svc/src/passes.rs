@@ -125,19 +125,21 @@ struct Thread<M: Embed> {
 // === impl Thread ===
 
 impl<M: Embed> Thread<M> {
-    /// Runs every bucket once alone and once full, so that the first callers do not pay for it, and the speed is known.
+    /// Runs every bucket alone and the longest one full as well, so that the first callers do not pay for it, and the speed is
+    /// known. There may be a bucket for each length: a full pass of every one would take seconds.
     fn warm_up(&mut self, texts: &[Tokenized<M::Tokens>]) -> Result<(), String>
     where
         M::Tokens: Clone,
     {
-        for text in texts {
-            let full = (self.limits.max_tokens / text.bucket.max(1)).max(1);
-            for prompts in [1, full] {
-                let texts = vec![text.tokens.clone(); prompts];
-                let begun = Instant::now();
-                self.model.embed(&texts)?;
-                self.admission.observe(text.bucket * prompts, begun.elapsed());
-            }
+        let full = texts.last().map(|longest| {
+            let prompts = (self.limits.max_tokens / longest.bucket.max(1)).max(1);
+            (longest, prompts)
+        });
+        for (text, prompts) in texts.iter().map(|text| (text, 1)).chain(full) {
+            let texts = vec![text.tokens.clone(); prompts];
+            let begun = Instant::now();
+            self.model.embed(&texts)?;
+            self.admission.observe(text.bucket * prompts, begun.elapsed());
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 pub use library::Runtime;
 pub use options::{SessionOptions, WidenWeights};
 pub use provider::Provider;
+pub use session::open_graph;
 pub(crate) use session::{Outputs, Session};
 pub(crate) use signature::Element;
 

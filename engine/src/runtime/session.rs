@@ -155,6 +155,41 @@ impl Session {
     }
 }
 
+/// The ONNX file at `path` by itself, opened with `options` as the engine opens those of a bundle, but only on the first provider:
+/// for benchmarks and tools. With `profile`, ONNX Runtime writes how long each operator takes into a file of that name and
+/// a time stamp, once the session's profiling ends.
+///
+/// # Errors
+/// The provider cannot be had, or the file is no graph that ONNX Runtime can open.
+pub fn open_graph(
+    path: &Path,
+    options: &SessionOptions,
+    profile: Option<&Path>,
+) -> Result<ort::session::Session, RuntimeError> {
+    let runtime = Runtime::current()?;
+    let opened = builder(runtime, &options.providers, options).and_then(|builder| {
+        let builder = match profile {
+            Some(profile) => builder.with_profiling(profile),
+            None => Ok(builder),
+        };
+        let graph = |message: &str| OpenFailure::Graph(one_line(message));
+        let mut builder = builder.map_err(|error| graph(error.message()))?;
+        builder
+            .commit_from_file(path)
+            .map_err(|error| graph(error.message()))
+    });
+    opened.map_err(|failure| match failure {
+        OpenFailure::Provider(provider, reason) => RuntimeError::Provider {
+            provider,
+            reason: provider.explain(&reason),
+        },
+        OpenFailure::Graph(reason) => RuntimeError::Open {
+            file: path.to_owned(),
+            reason,
+        },
+    })
+}
+
 fn open(
     runtime: &Runtime,
     path: &Path,
