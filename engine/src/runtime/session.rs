@@ -3,15 +3,12 @@
 use std::borrow::Cow;
 
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{RunOptions, SessionInputValue, SessionOutputs};
+use ort::session::{SessionInputValue, SessionOutputs};
 use ort::value::{Outlet, PrimitiveTensorElementType, TensorRef};
 
 use super::signature::Signature;
 use super::{Provider, Runtime, RuntimeError, SessionOptions, one_line};
 use crate::bundle::{Bundle, BundleError, BundleFault};
-
-/// ONNX Runtime's run option that gives unused blocks of the named devices' arenas back to the system.
-const SHRINK: &str = "memory.enable_memory_arena_shrinkage";
 
 /// An open graph. Used by one thread at a time.
 #[derive(Debug)]
@@ -19,8 +16,6 @@ pub(crate) struct Session {
     inner: ort::session::Session,
     file: String,
     provider: Provider,
-    /// The next run gives back what it does not use.
-    shrinks: bool,
 }
 
 /// The outputs of a run.
@@ -61,7 +56,6 @@ impl Session {
                         inner,
                         file: file.to_owned(),
                         provider: *first,
-                        shrinks: false,
                     });
                 }
                 Err(OpenFailure::Graph(reason)) if *first == Provider::Cpu => {
@@ -120,12 +114,6 @@ impl Session {
             })
     }
 
-    /// The next run gives the memory of larger ones before it back to the system. Only on the CPU: memory of a device is
-    /// nobody else's, and is kept.
-    pub(crate) fn shrink_at_next_run(&mut self) {
-        self.shrinks = self.provider == Provider::Cpu;
-    }
-
     /// Runs the graph and hands the outputs to `read`.
     pub(crate) fn run<T, E: From<RuntimeError>>(
         &mut self,
@@ -137,15 +125,10 @@ impl Session {
             .into_iter()
             .map(|(name, value)| (Cow::Borrowed(name), value))
             .collect();
-        let failed = |error: ort::Error| RuntimeError::Run {
+        let outputs = self.inner.run(inputs).map_err(|error| RuntimeError::Run {
             file: file.clone(),
             reason: one_line(error.message()),
-        };
-        let mut options = RunOptions::new().map_err(failed)?;
-        if std::mem::take(&mut self.shrinks) {
-            options.set(SHRINK, "cpu:0").map_err(failed)?;
-        }
-        let outputs = self.inner.run_with_options(inputs, &options).map_err(failed)?;
+        })?;
         read(Outputs { inner: outputs, file })
     }
 }

@@ -124,17 +124,6 @@ impl OnnxStage {
     pub fn provider(&self) -> Provider {
         self.step.provider()
     }
-
-    /// Gives back the memory that larger passes than any to come have used, as those of a warm-up. The next passes take what
-    /// they need, and keep it.
-    ///
-    /// # Errors
-    /// When a graph cannot run any more.
-    pub fn release_memory(&mut self, bundle: &Bundle) -> Result<(), StageError> {
-        self.condition.shrink_at_next_run();
-        self.step.shrink_at_next_run();
-        self.probe(bundle)
-    }
 }
 
 impl StageModel for OnnxStage {
