@@ -60,8 +60,6 @@ pub fn load(config: &WorkerConfig) -> anyhow::Result<Loaded<OnnxStage>> {
         warn!(wanted = ?config.runtime.providers, %provider, "the first provider cannot be had; running on a later one");
     }
     let (curve, row_budget) = measure(&mut model, &bundle, config)?;
-    // Warm-up went beyond the row budget.
-    model.release_memory(&bundle)?;
     metrics::gauge!("muse_worker_provider", "stage" => config.stage.as_str(), "provider" => provider.as_str()).set(1.0);
     metrics::gauge!("muse_worker_row_budget", "stage" => config.stage.as_str()).set(row_budget as f64);
     info!(
