@@ -289,8 +289,8 @@ impl Seen {
              `queue.keep_done_seconds`, a day: {kept:.1} KiB a job with its pictures, so it grows by design and has no verdict. \
              A worker's weights are the initializers of the graphs that it opens, in f32 where the file stores fewer bits and they are widened \
              when it is opened. The process without weights is a worker of `{TINY}` after {} jobs, less that bundle's weights: ONNX \
-             Runtime's own heap, threads, buffers. What is left above 1 is the activations of a pass, which ONNX Runtime's arena keeps, and so it depends on \
-             the row budget and not on the weights.",
+             Runtime's own heap, threads, buffers. What is left above 1 is the activations of a pass, which depend on the row budget, and memory \
+             that was freed after opening the graphs and that the C library keeps.",
             budgets.join(", "),
             jobs.div_ceil(SAMPLES).max(1),
             SAMPLES * CLIENTS / 2,
