@@ -69,7 +69,8 @@ impl Provider {
                     threads => provider.with_num_threads(threads).build(),
                 }
             }
-            Provider::Cpu => ep::CPU::default().build(),
+            // Its default is no arena: then every pass takes its buffers from the system and gives them back.
+            Provider::Cpu => ep::CPU::default().with_arena_allocator(true).build(),
         };
         registration.error_on_failure()
     }
