@@ -22,11 +22,22 @@ def rows_are_alike():
 
     def check(graph: Graph, traced: Traced) -> None:
         running = session(traced.proto())
-        two = {name: value.numpy() for name, value in graph.inputs.items()}
+        two = {name: value.numpy() for name, value in graph.inputs.items() if name not in ("grids", "positions")}
+
+        def run(rows: np.ndarray) -> list[np.ndarray]:
+            inputs = {name: value[rows] for name, value in two.items()}
+            if "grids" not in graph.inputs:
+                return running.run(graph.outputs, inputs)
+            # A step: each row with a grid of its own, and logits everywhere.
+            count, size = inputs["tokens"].shape
+            places = {"grids": np.arange(count), "positions": np.arange(count * size)}
+            (logits,) = running.run(graph.outputs, inputs | places)
+            return [logits.reshape(count, size, -1)]
+
         pick = np.array([0, 1, 1, 0, 1, 0, 0, 1])
-        alone = [running.run(graph.outputs, {name: value[row : row + 1] for name, value in two.items()}) for row in (0, 1)]
+        alone = [run(np.array([row])) for row in (0, 1)]
         for batch in (1, 3, 8):
-            outputs = running.run(graph.outputs, {name: value[pick[:batch]] for name, value in two.items()})
+            outputs = run(pick[:batch])
             for index, row in enumerate(pick[:batch]):
                 for together, single in zip(outputs, alone[row], strict=True):
                     np.testing.assert_array_equal(together[index], single[0])
