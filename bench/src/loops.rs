@@ -135,7 +135,7 @@ fn beside(
     bundle: &Bundle,
 ) -> anyhow::Result<Section> {
     say(peer.title);
-    let mut bare = Bare::open(bundle, &arguments.session()?)?;
+    let mut bare = Bare::open(bundle, &arguments.session_alone()?)?;
     // The loop on the same graphs is no measure for other graphs.
     let int8 = match (&arguments.int8_bundle, peer.python) {
         (Some(folder), Python::Training) => Some(Bundle::load(folder)?),
@@ -143,7 +143,7 @@ fn beside(
     };
     let mut static_int8 = int8
         .as_ref()
-        .map(|bundle| Bare::open(bundle, &arguments.session()?))
+        .map(|bundle| Bare::open(bundle, &arguments.session_alone()?))
         .transpose()?;
     let mut loaded = Loaded::start(peer.name, peer.python, peer.script, arguments)?;
     let mut header = vec![

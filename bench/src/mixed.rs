@@ -74,7 +74,7 @@ pub(crate) async fn measure(
             "{} jobs, the same in both clusters, taken from one list by eight clients; their steps (base/super-resolution) are {}. \
              In the second cluster a pass has room for one guided picture alone (`batcher.row_budget = 2`), and its two stages \
              still work side by side. The engine's pass-time curve (`muse-bench engine`) predicts a gain of {predicted:.2}: the time that each picture's \
-             steps take at two rows a pass, against its share of a pass of as many rows as eight clients and the row budget \
+             steps take at two rows a pass, against its share of a pass of as many rows as the row budget and what eight clients have in that stage \
              allow.",
             clients * settings.mixed_jobs,
             MIX.map(|(base, superres)| format!("{base}/{superres}"))
@@ -111,27 +111,27 @@ async fn all_of(client: &Client, orders: VecDeque<Order>) -> anyhow::Result<f64>
 }
 
 /// What sharing passes should bring where the passes are all that costs time: each stage's time of a guided picture alone,
-/// against its share of a full pass; every job of the mix weighs alike.
+/// against its share of a full pass; every job of the mix weighs alike. A pass has the rows that the budget allows, and no more
+/// than the clients have in that stage: of `most_rows` in all as large a part as the stage has of a picture's time.
 fn predicted_gain(curves: &[StageCurve], budgets: &BTreeMap<Stage, usize>, most_rows: usize) -> f64 {
-    let (mut alone, mut shared) = (0.0, 0.0);
-    for StageCurve { stage, curve } in curves {
-        let steps: u32 = MIX
-            .iter()
-            .map(|(base, superres)| match stage {
-                Stage::Base => base,
-                Stage::Superres => superres,
-            })
-            .sum();
-        let rows = budgets
-            .get(stage)
-            .copied()
-            .unwrap_or(ROWS_ALONE)
-            .min(most_rows)
-            .max(ROWS_ALONE);
-        let share = ROWS_ALONE as f64 / rows as f64;
-        alone += f64::from(steps) * curve.time(ROWS_ALONE).as_secs_f64();
-        shared += f64::from(steps) * curve.time(rows).as_secs_f64() * share;
-    }
+    let steps = |stage: Stage| -> f64 {
+        let each = MIX.iter().map(|(base, superres)| match stage {
+            Stage::Base => *base,
+            Stage::Superres => *superres,
+        });
+        f64::from(each.sum::<u32>())
+    };
+    let alone_in = |of: &StageCurve| steps(of.stage) * of.curve.time(ROWS_ALONE).as_secs_f64();
+    let alone: f64 = curves.iter().map(alone_in).sum();
+    let shared: f64 = curves
+        .iter()
+        .map(|of| {
+            let present = (most_rows as f64 * alone_in(of) / alone.max(f64::MIN_POSITIVE)).round() as usize;
+            let budget = budgets.get(&of.stage).copied().unwrap_or(ROWS_ALONE);
+            let rows = budget.min(present).max(ROWS_ALONE);
+            steps(of.stage) * of.curve.time(rows).as_secs_f64() * ROWS_ALONE as f64 / rows as f64
+        })
+        .sum();
     if shared > 0.0 { alone / shared } else { 1.0 }
 }
 

@@ -18,6 +18,9 @@ const WIDENING: &str = "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer
 /// ONNX Runtime's run option that gives unused blocks of the named devices' arenas back to the system.
 const SHRINK: &str = "memory.enable_memory_arena_shrinkage";
 
+/// ONNX Runtime's session option (from 1.32 on; earlier ones spin as long as they see fit).
+const SPIN_DURATION: &str = "session.intra_op.spin_duration_us";
+
 /// An open graph. Used by one thread at a time.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -216,9 +219,11 @@ fn builder(
         .map_err(|error| graph(error.message()))?
         .with_inter_threads(1)
         .map_err(|error| graph(error.message()))?
-        .with_intra_op_spinning(options.spinning)
+        .with_intra_op_spinning(options.spin_us > 0)
         .map_err(|error| graph(error.message()))?
-        .with_inter_op_spinning(options.spinning)
+        .with_config_entry(SPIN_DURATION, options.spin_us.to_string())
+        .map_err(|error| graph(error.message()))?
+        .with_inter_op_spinning(false)
         .map_err(|error| graph(error.message()))?
         .with_log_level(ort::logging::LogLevel::Warning)
         .map_err(|error| graph(error.message()))?;
