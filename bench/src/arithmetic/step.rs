@@ -13,6 +13,8 @@ use super::profile::{Run, runs};
 
 /// The input of graphs that compute only some positions' logits.
 const POSITIONS: &str = "positions";
+/// The input of graphs whose rows may share a grid.
+const GRIDS: &str = "grids";
 
 /// How much one pass computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,12 +83,17 @@ impl Step {
                     TensorElementType::Int64 => {
                         let values = match input.name() {
                             "tokens" => vec![self.mask_id; count],
-                            POSITIONS => (0..).take(count).collect(),
+                            // Each row its own grid, so that nothing is shared.
+                            POSITIONS | GRIDS => (0..).take(count).collect(),
                             _ => vec![1; count],
                         };
                         Tensor::from_array((shape, values))?.into()
                     }
-                    other => bail!("its input {} is {other:?}, not f32", input.name()),
+                    TensorElementType::Int32 => Tensor::from_array((shape, vec![1_i32; count]))?.into(),
+                    other => bail!(
+                        "its input {} is {other:?}, neither f32 nor whole numbers",
+                        input.name()
+                    ),
                 };
                 Ok((Cow::Owned(input.name().to_owned()), value))
             })
