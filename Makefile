@@ -82,7 +82,7 @@ foreign-client: runtime python build
 
 # === longer chores ===
 
-bench: runtime python ## measure on this machine, in about 45 minutes, into docs/performance.md
+bench: runtime python ## measure on this machine, in about an hour, into docs/performance.md
 	cargo build --release --locked --bins $(addprefix --package ,muse-bench muse-gateway muse-worker muse-encoder-svc musectl)
 	cargo bench --locked --package muse-bench
 	$(RELEASE)/muse-bench all --criterion $(dir $(RELEASE))criterion --json $(dir $(RELEASE))bench.json --out docs/performance.md
