@@ -229,7 +229,7 @@ impl Arguments {
     pub(crate) fn session(&self) -> anyhow::Result<SessionOptions> {
         Ok(SessionOptions {
             onnxruntime: Some(find_onnxruntime()?),
-            intra_threads: self.threads,
+            threads: self.threads,
             ..SessionOptions::default()
         })
     }

@@ -39,7 +39,7 @@ fn config() -> EncoderConfig {
         ops: Ops::on_port(0),
         runtime: SessionOptions {
             onnxruntime: Some(library),
-            intra_threads: 1,
+            threads: 1,
             ..SessionOptions::default()
         },
         ..EncoderConfig::default()

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use muse_engine::random::StepKey;
@@ -111,9 +112,11 @@ fn alone(model: &mut OnnxStage, row: &Row) -> Vec<RowState> {
     states
 }
 
-fn check(name: &str, stage: Stage, count: usize, threads: usize) {
+fn check(name: &str, stage: Stage, count: usize, threads: usize, lanes: usize) {
     let options = SessionOptions {
-        intra_threads: threads,
+        threads,
+        lanes,
+        lane_rows: NonZeroUsize::new(2).unwrap(),
         ..options()
     };
     let mut model = OnnxStage::open(&bundle(name), stage, &options).unwrap();
@@ -142,7 +145,7 @@ fn check(name: &str, stage: Stage, count: usize, threads: usize) {
                 .unwrap();
             assert_eq!(
                 state, alone[number][step],
-                "{name} {stage}, {threads} threads, row {number}"
+                "{name} {stage}, {threads} threads in {lanes} lanes, row {number}"
             );
         }
     }
@@ -150,19 +153,56 @@ fn check(name: &str, stage: Stage, count: usize, threads: usize) {
 
 #[test]
 fn rows_of_the_tiny_bundle_take_the_same_steps_alone_and_in_random_company() {
-    for threads in [1, 2] {
-        check("tiny", Stage::Base, 11, threads);
-        check("tiny", Stage::Superres, 8, threads);
+    for (threads, lanes) in [(1, 1), (2, 1), (2, 2), (3, 3)] {
+        check("tiny", Stage::Base, 11, threads, lanes);
+        check("tiny", Stage::Superres, 8, threads, lanes);
     }
 }
 
 #[test]
 fn rows_of_a_bundle_whose_steps_compute_whole_grids_do_too() {
-    check("tiny-null", Stage::Base, 11, 1);
+    for lanes in [1, 2] {
+        check("tiny-null", Stage::Base, 11, lanes, lanes);
+    }
 }
 
 #[test]
 fn rows_of_the_demo_bundle_do_too() {
-    check("demo", Stage::Base, 8, 2);
-    check("demo", Stage::Superres, 5, 2);
+    for lanes in [1, 2] {
+        check("demo", Stage::Base, 8, 2, lanes);
+        check("demo", Stage::Superres, 5, 2, lanes);
+    }
+}
+
+/// Lanes run one session at once, which must not show: the same passes five times in four parts at once, against one lane.
+#[test]
+fn lanes_make_what_one_lane_makes() {
+    let open = |lanes| {
+        let options = SessionOptions {
+            threads: lanes,
+            lanes,
+            lane_rows: NonZeroUsize::MIN,
+            ..options()
+        };
+        OnnxStage::open(&bundle("demo"), Stage::Base, &options).unwrap()
+    };
+    let (mut one, mut many) = (open(1), open(4));
+    for count in 1..=4 {
+        let mut expected = rows(&mut one, "demo", count, &mut Random(count as u32));
+        let fresh = expected.clone();
+        while expected.iter().any(|row| !row.is_done()) {
+            let mut pass: Vec<&mut Row> = expected.iter_mut().filter(|row| !row.is_done()).collect();
+            one.pass(&mut pass).unwrap();
+        }
+        for _ in 0..5 {
+            let mut found = fresh.clone();
+            while found.iter().any(|row| !row.is_done()) {
+                let mut pass: Vec<&mut Row> = found.iter_mut().filter(|row| !row.is_done()).collect();
+                many.pass(&mut pass).unwrap();
+            }
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_eq!(found.tokens(), expected.tokens());
+            }
+        }
+    }
 }

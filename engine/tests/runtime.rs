@@ -100,10 +100,9 @@ fn loading_again_gives_the_same_runtime() {
 
 #[test]
 fn options_are_read_from_configuration_and_unknown_keys_refused() {
-    let options: SessionOptions =
-        toml::from_str("providers = [\"cuda\", \"cpu\"]\nintra_threads = 2").unwrap();
+    let options: SessionOptions = toml::from_str("providers = [\"cuda\", \"cpu\"]\nthreads = 2").unwrap();
     assert_eq!(options.providers, [Provider::Cuda, Provider::Cpu]);
-    assert_eq!(options.intra_threads, 2);
+    assert_eq!(options.threads, 2);
     assert_eq!(options.spin_us, SessionOptions::default().spin_us);
     for wrong in ["provider = [\"cpu\"]", "providers = [\"gpu\"]"] {
         toml::from_str::<SessionOptions>(wrong).expect_err(wrong);

@@ -115,7 +115,7 @@ pub struct Pixels {
     /// Grids that wait for the pixel thread; jobs wait when it is full, passes do not.
     pub queue: usize,
     /// Threads inside an operator of the decoder; 0: one for each core.
-    pub intra_threads: usize,
+    pub threads: usize,
     /// JPEG's quality, 1 to 100.
     pub jpeg_quality: u8,
 }
@@ -197,7 +197,7 @@ impl Default for Pixels {
         Pixels {
             queue: 16,
             // As the passes: on an idle shard one thread alone takes half as long again.
-            intra_threads: 0,
+            threads: 0,
             jpeg_quality: 92,
         }
     }

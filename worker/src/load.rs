@@ -49,7 +49,7 @@ pub fn load(config: &WorkerConfig) -> anyhow::Result<Loaded<OnnxStage>> {
     let painter = last
         .then(|| {
             let options = SessionOptions {
-                intra_threads: config.pixels.intra_threads,
+                threads: config.pixels.threads,
                 ..config.runtime.clone()
             };
             BundlePainter::open(&bundle, config.stage, &options, config.pixels.jpeg_quality)
@@ -131,10 +131,10 @@ fn device(provider: muse_engine::Provider, options: &SessionOptions) -> String {
     match provider {
         muse_engine::Provider::Cpu => {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            let threads = if options.intra_threads == 0 {
+            let threads = if options.threads == 0 {
                 cores
             } else {
-                options.intra_threads
+                options.threads
             };
             let name = std::fs::read_to_string("/proc/cpuinfo")
                 .ok()

@@ -239,7 +239,7 @@ mod tests {
     fn the_graph_multiplies() {
         let options = SessionOptions {
             onnxruntime: Some(find_onnxruntime().unwrap()),
-            intra_threads: 1,
+            threads: 1,
             ..SessionOptions::default()
         };
         Runtime::initialise(options.onnxruntime.as_deref()).unwrap();

@@ -151,7 +151,7 @@ mod tests {
     fn the_operations_of_a_pass_are_what_one_counts_by_hand() {
         let options = SessionOptions {
             onnxruntime: Some(find_onnxruntime().unwrap()),
-            intra_threads: 1,
+            threads: 1,
             ..SessionOptions::default()
         };
         Runtime::initialise(options.onnxruntime.as_deref()).unwrap();

@@ -40,7 +40,7 @@ impl Service {
         };
         let own = [
             format!("encoder.cache.max_bytes={CACHE_BYTES}"),
-            format!("encoder.runtime.intra_threads={}", arguments.threads),
+            format!("encoder.runtime.threads={}", arguments.threads),
         ];
         for text in own {
             options.overrides.push(text.parse()?);

@@ -113,7 +113,7 @@ pub(crate) fn open(bundle: &Bundle, arguments: &LocalArguments) -> Result<Pipeli
     let session = SessionOptions {
         onnxruntime: Some(onnxruntime),
         providers,
-        intra_threads: arguments.threads,
+        threads: arguments.threads,
         ..SessionOptions::default()
     };
     let options = PipelineOptions {

@@ -1,5 +1,6 @@
 //! ONNX Runtime: the shared library, execution providers, sessions.
 
+mod concurrent;
 mod library;
 mod options;
 mod provider;
@@ -9,6 +10,7 @@ pub(crate) mod signature;
 use std::path::PathBuf;
 
 pub use library::Runtime;
+pub(crate) use options::Lanes;
 pub use options::{SessionOptions, WidenWeights};
 pub use provider::Provider;
 pub use session::open_graph;
@@ -47,6 +49,24 @@ pub enum RuntimeError {
         /// The one.
         provider: Provider,
         /// Why, and what to do.
+        reason: String,
+    },
+    /// More lanes than one on a provider that computes one pass at a time.
+    #[error(
+        "runtime.lanes = {lanes} is for the CPU alone, and {provider} comes first in runtime.providers; set it to 0 or 1"
+    )]
+    Lanes {
+        /// As configured.
+        lanes: usize,
+        /// The first one.
+        provider: Provider,
+    },
+    /// The threads of a stage's lanes cannot be started.
+    #[error("the {lanes} lanes of runtime.lanes cannot be started: {reason}")]
+    Threads {
+        /// As configured.
+        lanes: usize,
+        /// The system's words.
         reason: String,
     },
     /// A graph cannot be opened.

@@ -64,7 +64,7 @@ impl Provider {
             }
             Provider::OpenVino => {
                 let provider = ep::OpenVINO::default().with_device_type(&options.openvino_device);
-                match options.intra_threads {
+                match options.threads {
                     0 => provider.build(),
                     threads => provider.with_num_threads(threads).build(),
                 }

@@ -1,14 +1,15 @@
 //! One graph, opened on the best provider that can be had.
 
-use std::borrow::Cow;
+use std::ffi::CString;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::session::{RunOptions, SessionInputValue, SessionOutputs};
-use ort::value::{Outlet, PrimitiveTensorElementType, TensorRef};
+use ort::session::{RunOptions, SessionInputValue};
+use ort::value::{DynValue, Outlet, PrimitiveTensorElementType, TensorRef};
 
 use super::signature::Signature;
-use super::{Provider, Runtime, RuntimeError, SessionOptions, WidenWeights, one_line};
+use super::{Provider, Runtime, RuntimeError, SessionOptions, WidenWeights, concurrent, one_line};
 use crate::bundle::{Bundle, BundleError, BundleFault};
 
 /// ONNX Runtime's names of the optimisations that replace stored weights, and the nodes that widen them, by f32 constants: what
@@ -21,20 +22,22 @@ const SHRINK: &str = "memory.enable_memory_arena_shrinkage";
 /// ONNX Runtime's session option (from 1.32 on; earlier ones spin as long as they see fit).
 const SPIN_DURATION: &str = "session.intra_op.spin_duration_us";
 
-/// An open graph. Used by one thread at a time.
+/// An open graph. On the CPU several threads may run it at once; on other providers one at a time.
 #[derive(Debug)]
 pub(crate) struct Session {
     inner: ort::session::Session,
     file: String,
     provider: Provider,
+    output_names: Vec<CString>,
     /// The next run gives back what it does not use.
-    shrinks: bool,
+    shrinks: AtomicBool,
 }
 
 /// The outputs of a run.
 pub(crate) struct Outputs<'run> {
-    inner: SessionOutputs<'run>,
-    file: &'run str,
+    session: &'run Session,
+    /// As the session's outputs.
+    values: Vec<DynValue>,
 }
 
 /// Why opening on some providers failed.
@@ -65,11 +68,19 @@ impl Session {
             let (provider, reason) = match open(runtime, &path, providers, options) {
                 Ok(inner) => {
                     tracing::debug!(file, provider = %first, "graph opened");
+                    let output_names =
+                        c_strings(inner.outputs().iter().map(Outlet::name)).map_err(|reason| {
+                            RuntimeError::Open {
+                                file: path.clone(),
+                                reason,
+                            }
+                        })?;
                     return Ok(Session {
                         inner,
                         file: file.to_owned(),
                         provider: *first,
-                        shrinks: false,
+                        output_names,
+                        shrinks: AtomicBool::new(false),
                     });
                 }
                 Err(OpenFailure::Graph(reason)) if *first == Provider::Cpu => {
@@ -130,32 +141,48 @@ impl Session {
 
     /// The next run gives the memory of larger ones before it back to the system. Only on the CPU: memory of a device is
     /// nobody else's, and is kept.
-    pub(crate) fn shrink_at_next_run(&mut self) {
-        self.shrinks = self.provider == Provider::Cpu;
+    pub(crate) fn shrink_at_next_run(&self) {
+        self.shrinks
+            .store(self.provider == Provider::Cpu, Ordering::Relaxed);
     }
 
     /// Runs the graph and hands the outputs to `read`.
     pub(crate) fn run<T, E: From<RuntimeError>>(
-        &mut self,
+        &self,
         inputs: Vec<(&str, SessionInputValue<'_>)>,
         read: impl FnOnce(Outputs<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let file = &self.file;
-        let inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = inputs
+        let ort_failed = |error: ort::Error| self.failed(one_line(error.message()));
+        let names = c_strings(inputs.iter().map(|(name, _)| *name)).map_err(|reason| self.failed(reason))?;
+        let inputs: Vec<(CString, SessionInputValue<'_>)> = names
             .into_iter()
-            .map(|(name, value)| (Cow::Borrowed(name), value))
+            .zip(inputs.into_iter().map(|(_, value)| value))
             .collect();
-        let failed = |error: ort::Error| RuntimeError::Run {
-            file: file.clone(),
-            reason: one_line(error.message()),
-        };
-        let mut options = RunOptions::new().map_err(failed)?;
-        if std::mem::take(&mut self.shrinks) {
-            options.set(SHRINK, "cpu:0").map_err(failed)?;
+        let mut options = RunOptions::new().map_err(ort_failed)?;
+        if self.shrinks.swap(false, Ordering::Relaxed) {
+            options.set(SHRINK, "cpu:0").map_err(ort_failed)?;
         }
-        let outputs = self.inner.run_with_options(inputs, &options).map_err(failed)?;
-        read(Outputs { inner: outputs, file })
+        let values =
+            concurrent::run(&self.inner, &options, &inputs, &self.output_names).map_err(ort_failed)?;
+        read(Outputs {
+            session: self,
+            values,
+        })
     }
+
+    fn failed(&self, reason: String) -> RuntimeError {
+        RuntimeError::Run {
+            file: self.file.clone(),
+            reason,
+        }
+    }
+}
+
+/// Names as ONNX Runtime takes them.
+fn c_strings<'name>(names: impl Iterator<Item = &'name str>) -> Result<Vec<CString>, String> {
+    names
+        .map(|name| CString::new(name).map_err(|_| format!("the name {name:?} holds a zero byte")))
+        .collect()
 }
 
 /// The ONNX file at `path` by itself, opened with `options` as the engine opens those of a bundle, but only on the first provider:
@@ -215,7 +242,7 @@ fn builder(
         .map_err(|error| graph(error.message()))?
         .with_optimization_level(GraphOptimizationLevel::All)
         .map_err(|error| graph(error.message()))?
-        .with_intra_threads(options.intra_threads)
+        .with_intra_threads(options.threads)
         .map_err(|error| graph(error.message()))?
         .with_inter_threads(1)
         .map_err(|error| graph(error.message()))?
@@ -271,8 +298,11 @@ impl Outputs<'_> {
         name: &str,
     ) -> Result<(Vec<usize>, &[T]), RuntimeError> {
         let value = self
-            .inner
-            .get(name)
+            .session
+            .outputs()
+            .iter()
+            .zip(&self.values)
+            .find_map(|(output, value)| (output.name() == name).then_some(value))
             .ok_or_else(|| self.failed(format!("it gave no output `{name}`")))?;
         let (shape, values) = value
             .try_extract_tensor::<T>()
@@ -287,10 +317,7 @@ impl Outputs<'_> {
     }
 
     pub(crate) fn failed(&self, reason: String) -> RuntimeError {
-        RuntimeError::Run {
-            file: self.file.to_owned(),
-            reason,
-        }
+        self.session.failed(reason)
     }
 }
 

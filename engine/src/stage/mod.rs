@@ -4,7 +4,10 @@
 
 mod conditioning;
 mod input;
+mod lanes;
 mod onnx;
+mod parts;
+mod pass;
 mod step_graph;
 
 use std::sync::Arc;
@@ -29,7 +32,7 @@ pub trait StageModel: Send {
     ///
     /// The rows may belong to any jobs, steps, seeds and settings; what a row becomes depends on itself alone. None may be
     /// done. [`StageError::Rows`] says which rows failed: these are as before, all others have taken their step. After any
-    /// other error every row is as before.
+    /// other error each row is as before or has taken its step, which [`Row::step`] tells.
     fn pass(&mut self, rows: &mut [&mut Row]) -> Result<(), StageError>;
 }
 
@@ -39,7 +42,7 @@ pub enum StageError {
     /// The graphs are not what the bundle says.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// ONNX Runtime failed; all rows of the pass are as before.
+    /// ONNX Runtime failed; the rows whose part of the pass it computed before have taken their step.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     /// An input for [`StageModel::condition`] does not fit the model.

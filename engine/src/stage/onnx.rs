@@ -5,13 +5,13 @@ use std::sync::Arc;
 use ort::value::{Outlet, ValueType};
 
 use super::conditioning::{Conditioning, Tensor, TensorData};
-use super::step_graph::StepGraph;
-use super::{ConditioningInput, RowFailure, StageError, StageModel};
+use super::pass::Passes;
+use super::step_graph::{StepGraph, StepInputs};
+use super::{ConditioningInput, StageError, StageModel};
 use crate::bundle::{Bundle, BundleError, BundleFault, Stage, StageSpec, TextSpec};
-use crate::row::{Row, StepError};
+use crate::row::Row;
 use crate::runtime::signature::{Dimension, Signature, TensorSignature, describe};
 use crate::runtime::{Element, Outputs, Provider, RuntimeError, Session, SessionOptions};
-use crate::sampler::Scratch;
 
 /// A stage of a bundle, opened.
 #[derive(Debug)]
@@ -22,8 +22,7 @@ pub struct OnnxStage {
     low: Option<StageSpec>,
     condition: Session,
     step: StepGraph,
-    /// Reused from pass to pass.
-    scratch: Scratch,
+    passes: Passes,
 }
 
 // === impl OnnxStage ===
@@ -44,14 +43,19 @@ impl OnnxStage {
         let condition = Session::open(bundle, &spec.condition, options)?;
         condition.check(bundle, &condition_signature(bundle.text(), low.as_ref()))?;
         let conditioning = conditioning_outputs(bundle, spec, condition.outputs())?;
-        let step = StepGraph::open(bundle, spec, conditioning, options)?;
+        let lanes = options.lanes()?;
+        let of_a_lane = SessionOptions {
+            threads: lanes.threads,
+            ..options.clone()
+        };
+        let step = StepGraph::open(bundle, spec, conditioning, &of_a_lane)?;
         let mut stage = OnnxStage {
             spec: spec.clone(),
             text: bundle.text().clone(),
             low,
             condition,
             step,
-            scratch: Scratch::default(),
+            passes: Passes::start(lanes)?,
         };
         stage.probe(bundle)?;
         Ok(stage)
@@ -85,10 +89,11 @@ impl OnnxStage {
         })?;
         let largest = self.spec.vocab_size - 1;
         let everywhere: Vec<u32> = (0u32..).take(positions).collect();
-        self.step.clear();
-        self.step.push(0, &vec![largest; positions], &everywhere);
-        self.step.join(made.iter())?;
-        self.step.run(|_| Ok(())).map_err(|error| {
+        let mut inputs = StepInputs::default();
+        self.step
+            .push(&mut inputs, 0, &vec![largest; positions], &everywhere);
+        self.step.join(&mut inputs, made.iter())?;
+        self.step.run(&inputs, |_| Ok(())).map_err(|error| {
             let what = format!(
                 "the id {largest}, the largest that {}.vocab_size allows",
                 self.spec.stage
@@ -161,55 +166,7 @@ impl StageModel for OnnxStage {
     }
 
     fn pass(&mut self, rows: &mut [&mut Row]) -> Result<(), StageError> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        // Conditional rows first, then the unconditional ones in the same order.
-        let guided: Vec<usize> = (0..rows.len())
-            .filter(|index| rows[*index].needs_unconditional())
-            .collect();
-        let step = &mut self.step;
-        step.clear();
-        for index in (0..rows.len()).chain(guided.iter().copied()) {
-            step.push(index, rows[index].tokens(), rows[index].masked());
-        }
-        let conditionings: Vec<&Arc<Conditioning>> = rows
-            .iter()
-            .map(|row| Some(&row.conditioning().conditional))
-            .chain(
-                guided
-                    .iter()
-                    .map(|index| rows[*index].conditioning().unconditional.as_ref()),
-            )
-            .flatten()
-            .collect();
-        step.join(conditionings.into_iter())?;
-        let form = step.form();
-        let on_prompts: usize = rows.iter().map(|row| form.size(row)).sum();
-        let scratch = &mut self.scratch;
-        step.run(|logits| {
-            let (mut conditional, mut unconditional) = logits.split_at(on_prompts);
-            let mut failures = Vec::new();
-            for (index, row) in rows.iter_mut().enumerate() {
-                let own = form.take(&mut conditional, row);
-                let other = if row.needs_unconditional() {
-                    form.take(&mut unconditional, row)
-                } else {
-                    None
-                };
-                let taken = own
-                    .ok_or(StepError::TooFewLogits)
-                    .and_then(|own| row.advance(own, other, scratch));
-                if let Err(error) = taken {
-                    failures.push(RowFailure { row: index, error });
-                }
-            }
-            if failures.is_empty() {
-                Ok(())
-            } else {
-                Err(StageError::Rows(failures))
-            }
-        })
+        self.passes.run(&self.step, rows)
     }
 }
 

@@ -1,4 +1,4 @@
-//! A stage's `step` graph: which of the two optional inputs it has (docs/bundle.md, "Less work in a step"), and a pass of it.
+//! A stage's `step` graph: which of the two optional inputs it has (docs/bundle.md, "Less work in a step"), and a run of it.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::runtime::{Element, Provider, RuntimeError, Session, SessionOptions};
 const GRIDS: &str = "grids";
 const POSITIONS: &str = "positions";
 
-/// The graph, opened, and the inputs of a pass, which are gathered row by row in buffers that are reused.
+/// The graph, opened. The lanes of a stage run it side by side, each with inputs of its own.
 #[derive(Debug)]
 pub(super) struct StepGraph {
     session: Session,
@@ -23,6 +23,11 @@ pub(super) struct StepGraph {
     /// Whether rows may share a grid: it has the input `grids`.
     shares_grids: bool,
     form: LogitsForm,
+}
+
+/// The inputs of a run, gathered row by row in buffers that are reused.
+#[derive(Debug, Default)]
+pub(super) struct StepInputs {
     /// Rows gathered.
     rows: usize,
     /// `[G, S]`.
@@ -72,11 +77,6 @@ impl StepGraph {
                 .collect(),
             shares_grids,
             form,
-            rows: 0,
-            tokens: Vec::new(),
-            grids: Vec::new(),
-            positions: Vec::new(),
-            joined: JoinedConditioning::default(),
         })
     }
 
@@ -86,7 +86,7 @@ impl StepGraph {
     }
 
     /// See [`Session::shrink_at_next_run`].
-    pub(super) fn shrink_at_next_run(&mut self) {
+    pub(super) fn shrink_at_next_run(&self) {
         self.session.shrink_at_next_run();
     }
 
@@ -100,44 +100,39 @@ impl StepGraph {
         self.form
     }
 
-    /// Forgets the rows of the last pass.
-    pub(super) fn clear(&mut self) {
-        self.rows = 0;
-        self.tokens.clear();
-        self.grids.clear();
-        self.positions.clear();
-    }
-
     /// Adds a row whose logits are wanted at the positions `masked` of `tokens`. `grid` is the index of the first row with
     /// those tokens, which may be this one; the first rows must all have grids of their own.
-    pub(super) fn push(&mut self, grid: usize, tokens: &[u32], masked: &[u32]) {
-        if grid == self.rows || !self.shares_grids {
-            self.tokens.extend(tokens.iter().map(|token| i64::from(*token)));
+    pub(super) fn push(&self, inputs: &mut StepInputs, grid: usize, tokens: &[u32], masked: &[u32]) {
+        if grid == inputs.rows || !self.shares_grids {
+            inputs.tokens.extend(tokens.iter().map(|token| i64::from(*token)));
         }
-        self.grids.push(grid as i64);
-        let start = (self.rows * self.form.positions) as i64;
-        self.positions
+        inputs.grids.push(grid as i64);
+        let start = (inputs.rows * self.form.positions) as i64;
+        inputs
+            .positions
             .extend(masked.iter().map(|position| start + i64::from(*position)));
-        self.rows += 1;
+        inputs.rows += 1;
     }
 
     /// Joins the conditioning of the rows that were pushed.
     pub(super) fn join<'row>(
-        &mut self,
+        &self,
+        inputs: &mut StepInputs,
         conditioning: impl ExactSizeIterator<Item = &'row Arc<Conditioning>>,
     ) -> Result<(), InputError> {
-        if conditioning.len() != self.rows {
+        if conditioning.len() != inputs.rows {
             return Err(InputError::Conditioning);
         }
-        match self.joined.join(conditioning) {
+        match inputs.joined.join(conditioning) {
             Some(joined) if joined.len() == self.conditioning.len() => Ok(()),
             _ => Err(InputError::Conditioning),
         }
     }
 
-    /// Runs the pass of the rows that were pushed and joined, and hands their logits to `read`.
+    /// Computes the rows that were pushed and joined, and hands their logits to `read`.
     pub(super) fn run<T>(
-        &mut self,
+        &self,
+        inputs: &StepInputs,
         read: impl FnOnce(&[f32]) -> Result<T, StageError>,
     ) -> Result<T, StageError> {
         let LogitsForm {
@@ -145,27 +140,37 @@ impl StepGraph {
             width,
             packed,
         } = self.form;
-        let joined = self.joined.tensors();
-        let mut inputs = Vec::with_capacity(3 + joined.len());
-        let grids = self.tokens.len() / positions;
-        inputs.push(("tokens", Session::view(&[grids, positions], &self.tokens)?));
+        let joined = inputs.joined.tensors();
+        let mut values = Vec::with_capacity(3 + joined.len());
+        let grids = inputs.tokens.len() / positions;
+        values.push(("tokens", Session::view(&[grids, positions], &inputs.tokens)?));
         if self.shares_grids {
-            inputs.push((GRIDS, Session::view(&[self.rows], &self.grids)?));
+            values.push((GRIDS, Session::view(&[inputs.rows], &inputs.grids)?));
         }
+        let wanted = inputs.positions.len();
         if packed {
-            inputs.push((
-                POSITIONS,
-                Session::view(&[self.positions.len()], &self.positions)?,
-            ));
+            values.push((POSITIONS, Session::view(&[wanted], &inputs.positions)?));
         }
         for ((name, _), tensor) in self.conditioning.iter().zip(joined) {
-            inputs.push((name.as_str(), tensor_view(tensor)?));
+            values.push((name.as_str(), tensor_view(tensor)?));
         }
-        let packed_shape = [self.positions.len(), width];
-        let whole_shape = [self.rows, positions, width];
+        let packed_shape = [wanted, width];
+        let whole_shape = [inputs.rows, positions, width];
         let shape: &[usize] = if packed { &packed_shape } else { &whole_shape };
         self.session
-            .run(inputs, |outputs| read(outputs.f32("logits", shape)?))
+            .run(values, |outputs| read(outputs.f32("logits", shape)?))
+    }
+}
+
+// === impl StepInputs ===
+
+impl StepInputs {
+    /// Forgets the rows that were gathered.
+    pub(super) fn clear(&mut self) {
+        self.rows = 0;
+        self.tokens.clear();
+        self.grids.clear();
+        self.positions.clear();
     }
 }
 
@@ -182,15 +187,20 @@ impl LogitsForm {
         positions * self.width
     }
 
-    /// Takes those of `row` off the front of `values`; `None` if there are too few.
-    pub(super) fn take<'pass>(self, values: &mut &'pass [f32], row: &Row) -> Option<Logits<'pass>> {
-        let (own, rest) = values.split_at_checked(self.size(row))?;
+    /// Takes `size` numbers, all those of a row, off the front of `values`; `None` if there are too few.
+    pub(super) fn take<'run>(self, values: &mut &'run [f32], size: usize) -> Option<Logits<'run>> {
+        let (own, rest) = values.split_at_checked(size)?;
         *values = rest;
-        Some(if self.packed {
+        Some(self.view(own))
+    }
+
+    /// All numbers of a row.
+    pub(super) fn view(self, own: &[f32]) -> Logits<'_> {
+        if self.packed {
             Logits::at_masked(own, self.width)
         } else {
             Logits::everywhere(own, self.width)
-        })
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn library() -> PathBuf {
 pub(crate) fn options() -> SessionOptions {
     let options = SessionOptions {
         onnxruntime: Some(library()),
-        intra_threads: 1,
+        threads: 1,
         ..SessionOptions::default()
     };
     Runtime::initialise(options.onnxruntime.as_deref()).expect("ONNX Runtime loads");

@@ -31,7 +31,7 @@ insecure_allow_remote = true
 {{- define "muse.config.runtime" -}}
 [runtime]
 providers = {{ .settings.providers | toJson }}
-intra_threads = {{ .settings.threads }}
+threads = {{ .settings.threads }}
 {{- end -}}
 
 {{- define "muse.config.gateway" -}}

@@ -77,7 +77,7 @@ pub(crate) fn config(stage: Stage, gateways: &[String], encoders: &[&FakeEncoder
         PathBuf::from,
     ));
     config.runtime.providers = vec![Provider::Cpu];
-    config.runtime.intra_threads = 1;
+    config.runtime.threads = 1;
     config.batcher.warm_up_passes = 1;
     config.batcher.row_budget = Some(8);
     config.batcher.queue_ahead = 8.0;

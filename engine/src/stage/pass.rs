@@ -1,0 +1,239 @@
+//! A pass: its rows divided into parts, each computed and sampled by a lane.
+
+use std::sync::Arc;
+
+use super::conditioning::Conditioning;
+use super::lanes::LaneThreads;
+use super::parts::{Share, divide};
+use super::step_graph::{LogitsForm, StepGraph, StepInputs};
+use super::{InputError, RowFailure, StageError};
+use crate::row::{Row, StepError};
+use crate::runtime::{Lanes, RuntimeError};
+use crate::sampler::Scratch;
+
+/// Runs a stage's passes.
+#[derive(Debug)]
+pub(super) struct Passes {
+    lanes: Lanes,
+    threads: LaneThreads,
+    /// One for each part of a pass, reused.
+    buffers: Vec<Buffers>,
+    /// For rows that lie in two parts.
+    scratch: Scratch,
+}
+
+/// What a part needs while it is computed.
+#[derive(Debug, Default)]
+struct Buffers {
+    inputs: StepInputs,
+    scratch: Scratch,
+}
+
+/// A part of a pass that is under way.
+struct Part<'pass> {
+    buffers: &'pass mut Buffers,
+    shares: Vec<Share>,
+    /// How many numbers the logits of each share's row are.
+    sizes: Vec<usize>,
+    /// The rows that lie in this part alone, in order. They take their step here.
+    rows: Vec<&'pass mut Row>,
+    outcome: Result<Sampled, StageError>,
+}
+
+/// What became of a part's logits.
+#[derive(Default)]
+struct Sampled {
+    failures: Vec<RowFailure>,
+    /// Logits of rows that lie in another part too: the row, and whether they are its unconditional ones.
+    halves: Vec<(usize, bool, Vec<f32>)>,
+}
+
+// === impl Passes ===
+
+impl Passes {
+    /// Starts the lanes.
+    pub(super) fn start(lanes: Lanes) -> Result<Passes, RuntimeError> {
+        Ok(Passes {
+            lanes,
+            threads: LaneThreads::start(lanes)?,
+            buffers: Vec::new(),
+            scratch: Scratch::default(),
+        })
+    }
+
+    /// See [`StageModel::pass`](super::StageModel::pass).
+    pub(super) fn run(&mut self, step: &StepGraph, rows: &mut [&mut Row]) -> Result<(), StageError> {
+        let guided: Vec<bool> = rows.iter().map(|row| row.needs_unconditional()).collect();
+        let divided = divide(&guided, self.lanes.count, self.lanes.rows);
+        self.buffers
+            .resize_with(self.buffers.len().max(divided.len()), Buffers::default);
+        let mut parts = Vec::with_capacity(divided.len());
+        for (shares, buffers) in divided.into_iter().zip(&mut self.buffers) {
+            parts.push(Part::gather(step, buffers, shares, rows)?);
+        }
+        let divided = share_out(&mut parts, rows);
+
+        self.threads.each(&mut parts, |part| part.run(step));
+
+        let mut failures = Vec::new();
+        let mut halves = Vec::new();
+        let mut fault = None;
+        for part in parts {
+            match part.outcome {
+                Ok(sampled) => {
+                    failures.extend(sampled.failures);
+                    halves.extend(sampled.halves);
+                }
+                Err(error) => fault = fault.or(Some(error)),
+            }
+        }
+        if let Some(fault) = fault {
+            return Err(fault);
+        }
+        failures.extend(join(divided, &halves, step.form(), &mut self.scratch));
+        if failures.is_empty() {
+            return Ok(());
+        }
+        failures.sort_unstable_by_key(|failure| failure.row);
+        Err(StageError::Rows(failures))
+    }
+}
+
+/// Gives each part the rows that lie in it alone, and returns those that lie in two.
+fn share_out<'pass>(parts: &mut [Part<'pass>], rows: &'pass mut [&mut Row]) -> Vec<(usize, &'pass mut Row)> {
+    let mut owner: Vec<Option<usize>> = vec![None; rows.len()];
+    for (index, part) in parts.iter().enumerate() {
+        for share in part.shares.iter().filter(|share| share.whole) {
+            owner[share.row] = Some(index);
+        }
+    }
+    let mut divided = Vec::new();
+    for (index, (row, owner)) in rows.iter_mut().zip(owner).enumerate() {
+        match owner {
+            Some(part) => parts[part].rows.push(row),
+            None => divided.push((index, &mut **row)),
+        }
+    }
+    divided
+}
+
+/// Has the rows that lie in two parts take their step, with the `halves` of their logits.
+fn join(
+    divided: Vec<(usize, &mut Row)>,
+    halves: &[(usize, bool, Vec<f32>)],
+    form: LogitsForm,
+    scratch: &mut Scratch,
+) -> Vec<RowFailure> {
+    let find = |index, unconditional| {
+        let own = |half: &&(usize, bool, Vec<f32>)| (half.0, half.1) == (index, unconditional);
+        halves
+            .iter()
+            .find(own)
+            .map(|(_, _, logits)| form.view(logits))
+            .ok_or(StepError::TooFewLogits)
+    };
+    let step = |index, row: &mut Row, scratch: &mut Scratch| {
+        row.advance(find(index, false)?, Some(find(index, true)?), scratch)
+    };
+    divided
+        .into_iter()
+        .filter_map(|(row, own)| {
+            let error = step(row, own, scratch).err()?;
+            Some(RowFailure { row, error })
+        })
+        .collect()
+}
+
+// === impl Part ===
+
+impl<'pass> Part<'pass> {
+    /// Gathers the inputs of `shares`.
+    fn gather(
+        step: &StepGraph,
+        buffers: &'pass mut Buffers,
+        shares: Vec<Share>,
+        rows: &[&mut Row],
+    ) -> Result<Part<'pass>, InputError> {
+        let inputs = &mut buffers.inputs;
+        inputs.clear();
+        let mut conditioning: Vec<&Arc<Conditioning>> = Vec::with_capacity(2 * shares.len());
+        // One row of each share first, so that all grids come first; then the unconditional rows of those that have both.
+        for (index, share) in shares.iter().enumerate() {
+            let row = &rows[share.row];
+            step.push(inputs, index, row.tokens(), row.masked());
+            conditioning.push(conditioning_of(row, !share.conditional)?);
+        }
+        for (index, share) in shares.iter().enumerate().filter(|(_, share)| share.has_both()) {
+            let row = &rows[share.row];
+            step.push(inputs, index, row.tokens(), row.masked());
+            conditioning.push(conditioning_of(row, true)?);
+        }
+        step.join(inputs, conditioning.into_iter())?;
+        let form = step.form();
+        Ok(Part {
+            buffers,
+            sizes: shares.iter().map(|share| form.size(rows[share.row])).collect(),
+            shares,
+            rows: Vec::new(),
+            outcome: Ok(Sampled::default()),
+        })
+    }
+
+    /// Computes the part; its own rows take their step.
+    fn run(&mut self, step: &StepGraph) {
+        let form = step.form();
+        let Part {
+            buffers,
+            shares,
+            sizes,
+            rows,
+            outcome,
+        } = self;
+        let Buffers { inputs, scratch } = &mut **buffers;
+        *outcome = step.run(inputs, |logits| {
+            let (mut first, mut second) = logits.split_at(sizes.iter().sum::<usize>().min(logits.len()));
+            let mut rows = rows.iter_mut();
+            let mut sampled = Sampled::default();
+            for (share, size) in shares.iter().zip(sizes.iter().copied()) {
+                if !share.whole {
+                    let (own, rest) = first.split_at(size.min(first.len()));
+                    first = rest;
+                    sampled
+                        .halves
+                        .push((share.row, share.unconditional, own.to_vec()));
+                    continue;
+                }
+                let own = form.take(&mut first, size);
+                let other = if share.has_both() {
+                    form.take(&mut second, size)
+                } else {
+                    None
+                };
+                let taken = match (rows.next(), own) {
+                    (Some(row), Some(own)) => row.advance(own, other, scratch),
+                    _ => Err(StepError::TooFewLogits),
+                };
+                if let Err(error) = taken {
+                    sampled.failures.push(RowFailure {
+                        row: share.row,
+                        error,
+                    });
+                }
+            }
+            Ok(sampled)
+        });
+    }
+}
+
+/// What a row's conditional or unconditional logits depend on.
+fn conditioning_of(row: &Row, unconditional: bool) -> Result<&Arc<Conditioning>, InputError> {
+    let conditioning = row.conditioning();
+    if unconditional {
+        conditioning
+            .unconditional
+            .as_ref()
+            .ok_or(InputError::Conditioning)
+    } else {
+        Ok(&conditioning.conditional)
+    }
+}
