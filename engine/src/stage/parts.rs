@@ -119,7 +119,7 @@ mod tests {
             }
             // Every lane has as many parts as the others, or there are too few rows for that.
             let rows: usize = sizes.iter().sum();
-            prop_assert!(divided.len() % lanes.max(1) == 0 || divided.len() == rows);
+            prop_assert!(divided.len().is_multiple_of(lanes.max(1)) || divided.len() == rows);
             // Rows stay in order, and one is divided only between neighbours.
             let order: Vec<usize> = divided.iter().flatten().map(|share| share.row).collect();
             prop_assert!(order.is_sorted());
