@@ -130,12 +130,7 @@ fn measure<M: StageModel>(
 fn device(provider: muse_engine::Provider, options: &SessionOptions) -> String {
     match provider {
         muse_engine::Provider::Cpu => {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            let threads = if options.threads == 0 {
-                cores
-            } else {
-                options.threads
-            };
+            let threads = options.cpu_threads();
             let name = std::fs::read_to_string("/proc/cpuinfo")
                 .ok()
                 .and_then(|text| cpu_name(&text));

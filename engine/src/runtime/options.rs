@@ -29,7 +29,7 @@ pub struct SessionOptions {
     pub threads: usize,
     /// How many parts of a stage's pass the threads compute side by side, each lane with its share of them. Threads of one operator
     /// wait for each other after each, lanes only at the end of the pass. 0: two, where there are two threads, since a guided row
-    /// counts twice. One unguided row alone in a pass is computed by one lane. More than one is for the CPU alone.
+    /// counts twice; one with [`WidenWeights::InEachPass`]. One unguided row alone in a pass is computed by one lane. More than one is for the CPU alone.
     pub lanes: usize,
     /// Most rows of a part, an unconditional one counted as its own: what it works on should stay in a core's cache. Only
     /// where there are lanes.
@@ -89,6 +89,8 @@ impl SessionOptions {
     pub(crate) fn lanes(&self) -> Result<Lanes, RuntimeError> {
         let threads = self.cpu_threads();
         let count = match (self.providers.first(), self.lanes) {
+            // Each part would widen all weights again.
+            (Some(Provider::Cpu), 0) if self.widen_weights == WidenWeights::InEachPass => 1,
             (Some(Provider::Cpu), 0) => threads.min(2),
             (Some(Provider::Cpu), lanes) => lanes,
             (_, 0 | 1) => 1,
@@ -161,6 +163,16 @@ mod tests {
             let found = lanes(Provider::Cpu, threads, wanted).unwrap();
             assert_eq!((found.count, found.threads), (count, each), "{threads} {wanted}");
         }
+    }
+
+    #[test]
+    fn weights_are_widened_once_a_pass() {
+        let options = SessionOptions {
+            threads: 2,
+            widen_weights: WidenWeights::InEachPass,
+            ..SessionOptions::default()
+        };
+        assert_eq!(options.lanes().unwrap().count, 1);
     }
 
     #[test]
