@@ -5,10 +5,11 @@
 
 use std::{
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use muse_engine::{
     Bundle, Conditioning, ConditioningInput, Embedding, Row, RowConditioning, RowSettings, Runtime, Sampling,
     SessionOptions, StageModel, StageSpec, TextEncoder, Unconditional, UnconditionalSource,
@@ -18,6 +19,10 @@ use muse_engine::{
 };
 
 use crate::workload::Order;
+
+/// Pictures that become pixels and files at once: a decoder's operators do not keep two threads busy, and compression is
+/// one thread's.
+const PAINTERS: usize = 2;
 
 /// Every graph of a bundle that makes pictures, opened.
 pub(crate) struct Bare {
@@ -118,16 +123,33 @@ impl Bare {
         }
 
         let begun = Instant::now();
-        let mut files = Vec::with_capacity(orders.len());
-        for (order, grid) in orders.iter().zip(grids.unwrap_or_default()) {
-            // One at a time, as a worker does: a decoder's activations are far larger than a step's.
-            let images = self.decoder.decode(&[&grid])?;
-            let image = images.first().context("the decoder gave no picture")?;
-            let provenance = Provenance::new(&self.bundle, order.seed, 0);
-            files.push(picture::encode(image, EncodeOptions::default(), &provenance)?);
-        }
+        let finished: Vec<_> = orders.iter().zip(grids.unwrap_or_default()).collect();
+        let each = finished.len().div_ceil(PAINTERS).max(1);
+        let files = thread::scope(|scope| {
+            let painters: Vec<_> = finished
+                .chunks(each)
+                .map(|share| scope.spawn(|| self.paint(share)))
+                .collect();
+            painters
+                .into_iter()
+                .map(|painter| painter.join().unwrap_or_else(|_| bail!("a painter panicked")))
+                .collect::<anyhow::Result<Vec<_>>>()
+        })?;
         split.pixels = begun.elapsed();
-        Ok((files, split))
+        Ok((files.concat(), split))
+    }
+
+    /// The file of each grid, one after another: a decoder's activations are far larger than a step's.
+    fn paint(&self, finished: &[(&Order, Vec<u32>)]) -> anyhow::Result<Vec<Vec<u8>>> {
+        finished
+            .iter()
+            .map(|(order, grid)| {
+                let images = self.decoder.decode(&[grid])?;
+                let image = images.first().context("the decoder gave no picture")?;
+                let provenance = Provenance::new(&self.bundle, order.seed, 0);
+                Ok(picture::encode(image, EncodeOptions::default(), &provenance)?)
+            })
+            .collect()
     }
 }
 

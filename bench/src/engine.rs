@@ -15,7 +15,7 @@ use muse_worker::batcher::curve::{PassCurve, Point, warm_up_sizes};
 
 use crate::{
     arguments::{Arguments, Settings},
-    bare::Bare,
+    bare::{Bare, Split},
     measure::{milliseconds, say, timed},
     report::{Section, Table, Verdict, spread},
     stats::Series,
@@ -207,7 +207,7 @@ fn logits(count: usize) -> Vec<f32> {
 
 fn bare_loop(bare: &mut Bare, settings: &Settings) -> anyhow::Result<(Section, usize)> {
     let mut rates: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-    let mut pixels = Vec::new();
+    let mut splits: BTreeMap<usize, Vec<Split>> = BTreeMap::new();
     let mut index = 0;
     bare.make(&[Order::numbered(0)], usize::MAX)?;
     for _ in 0..settings.rounds {
@@ -219,7 +219,7 @@ fn bare_loop(bare: &mut Bare, settings: &Settings) -> anyhow::Result<(Section, u
                 index += batch;
                 made += batch;
                 seconds += took;
-                pixels.push(milliseconds(split.pixels) / *batch as f64);
+                splits.entry(*batch).or_default().push(split);
             }
             rates.entry(*batch).or_default().push(made as f64 / seconds);
         }
@@ -244,17 +244,31 @@ fn bare_loop(bare: &mut Bare, settings: &Settings) -> anyhow::Result<(Section, u
             if batch == best_batch { "best" } else { "" }.to_owned(),
         ]);
     }
-    let pixels = Series::new(pixels).context("no picture was made")?;
+    let parts: [(&str, fn(&Split) -> Duration); 4] = [
+        ("embed, ms", |split| split.embed),
+        ("conditioning, ms", |split| split.decode - split.passes),
+        ("passes, ms", |split| split.passes),
+        ("pixels and PNG, ms", |split| split.pixels),
+    ];
+    let header = parts.map(|(title, _)| title);
+    let mut by_part = Table::new(&[&["pictures together"], header.as_slice()].concat());
+    for (batch, splits) in &splits {
+        let cells = parts.iter().map(|(_, part)| {
+            let times = splits.iter().map(|split| milliseconds(part(split)) / *batch as f64);
+            Series::new(times).map_or_else(String::new, |times| spread(&times, 1))
+        });
+        by_part.row(std::iter::once(batch.to_string()).chain(cells.collect::<Vec<_>>()));
+    }
     let section = Section {
         name: "bare_loop".to_owned(),
         title: "The engine in a bare loop".to_owned(),
         text: format!(
             "Everything that a picture needs (text, both stages with the bundle's default settings, pixels, PNG) in one \
-             process with nothing around it; prompts all differ. {} rounds, in turns. Pixels and PNG take {} ms a picture.",
+             process with nothing around it; prompts all differ. {} rounds, in turns. The second table says where the time of \
+             a picture goes.",
             settings.rounds,
-            spread(&pixels, 1),
         ),
-        tables: vec![table],
+        tables: vec![table, by_part],
         verdicts: Vec::new(),
     };
     Ok((section, *best_batch))

@@ -69,7 +69,7 @@ impl ImageDecoder {
             inputs: vec![TensorSignature::new("tokens", Element::I64, tokens)],
             outputs: Some(vec![TensorSignature::new("image", Element::F32, image)]),
         };
-        let session = Session::open(bundle, file, options)?;
+        let session = Session::open(bundle, file, options)?.shrinking();
         session.check(bundle, &signature)?;
         Ok(ImageDecoder {
             session,
@@ -82,8 +82,9 @@ impl ImageDecoder {
         self.session.provider()
     }
 
-    /// One picture for each grid `[S]`, in one pass: the caller bounds the number.
-    pub fn decode(&mut self, grids: &[&[u32]]) -> Result<Vec<RgbImage>, PixelsError> {
+    /// One picture for each grid `[S]`, in one pass: the caller bounds the number. Threads that call it at once share the CPU;
+    /// on other providers they take turns.
+    pub fn decode(&self, grids: &[&[u32]]) -> Result<Vec<RgbImage>, PixelsError> {
         if grids.is_empty() {
             return Ok(Vec::new());
         }

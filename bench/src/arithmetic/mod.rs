@@ -201,6 +201,7 @@ impl Stage<'_> {
 
     fn section(&self, peak: &Series) -> anyhow::Result<Section> {
         let stage = self.spec.stage;
+        let lanes = self.step.lanes();
         let measured = "nothing was measured";
         let mut table = Table::new(&[
             "rows",
@@ -247,10 +248,10 @@ impl Stage<'_> {
             name: format!("arithmetic_{stage}"),
             title: format!("Arithmetic of the {stage} stage"),
             text: format!(
-                "The step graph alone, without sampling. Its operations are those of its matrix products, attention's two included, \
+                "The step graph alone, without sampling, {lanes}. Its operations are those of its matrix products, attention's two included, \
                  counted from the shapes that ONNX Runtime says each had; all else (norms, activations, copies) counts as none and takes time. \
-                 *positions*: of all rows together, whose logits are computed. The second table is ONNX Runtime's own profile at {} rows, medians \
-                 of {PROFILED} passes; profiling itself costs a little.",
+                 *positions*: of all rows together, whose logits are computed. The second table is ONNX Runtime's own profile at {} rows, \
+                 all threads in each operator, medians of {PROFILED} passes; profiling itself costs a little.",
                 size.rows
             ),
             tables: vec![table, kinds(&self.runs[best])?],

@@ -1,12 +1,18 @@
 //! A step graph by itself, fed with made-up values of the right shapes: what a product takes does not depend on them.
 
-use std::{borrow::Cow, fs, path::Path};
+use std::{
+    borrow::Cow,
+    fs,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 use anyhow::{Context as _, bail};
-use muse_engine::{Bundle, SessionOptions, StageSpec, runtime::open_graph};
+use muse_engine::{Bundle, SessionOptions, StageSpec, runtime::{Lanes, open_graph}};
 use ort::{
     session::{Session, SessionInputValue},
-    value::{Tensor, TensorElementType, ValueType},
+    value::{Outlet, Tensor, TensorElementType, ValueType},
 };
 
 use super::profile::{Run, runs};
@@ -26,43 +32,70 @@ pub(super) struct Size {
 
 type Inputs = Vec<(Cow<'static, str>, SessionInputValue<'static>)>;
 
-/// An open step graph.
+/// An open step graph, once for each lane: ONNX Runtime's sessions are shared by lanes in the engine alone.
 pub(super) struct Step {
-    session: Session,
+    sessions: Vec<Session>,
+    lanes: Lanes,
     mask_id: i64,
 }
 
 impl Step {
+    /// With `profile`, of one lane.
     pub(super) fn open(
         bundle: &Bundle,
         spec: &StageSpec,
         options: &SessionOptions,
         profile: Option<&Path>,
     ) -> anyhow::Result<Self> {
-        let session = open_graph(&bundle.path(&spec.step), options, profile)?;
+        let lanes = options.lanes()?;
+        let of_a_lane = SessionOptions {
+            threads: lanes.threads,
+            ..options.clone()
+        };
+        let path = bundle.path(&spec.step);
         Ok(Self {
-            session,
+            sessions: (0..lanes.count)
+                .map(|_| open_graph(&path, &of_a_lane, profile))
+                .collect::<Result<_, _>>()?,
+            lanes,
             mask_id: i64::from(spec.mask_id),
         })
     }
 
+    /// How its passes are computed, in words.
+    pub(super) fn lanes(&self) -> String {
+        match self.lanes.count {
+            1 => "all threads in each operator".to_owned(),
+            count => format!(
+                "its rows in {count} lanes, as a stage computes them: parts of at most {} rows side by side",
+                self.lanes.rows
+            ),
+        }
+    }
+
+    fn signature(&self) -> &[Outlet] {
+        self.sessions.first().map_or(&[], Session::inputs)
+    }
+
     /// Whether it can leave positions out.
     pub(super) fn chooses(&self) -> bool {
-        self.session
-            .inputs()
-            .iter()
-            .any(|input| input.name() == POSITIONS)
+        self.signature().iter().any(|input| input.name() == POSITIONS)
     }
 
-    pub(super) fn pass(&mut self, size: Size) -> anyhow::Result<()> {
-        let inputs = self.inputs(size)?;
-        self.run(inputs)
+    /// For [`Step::run`], so that making them is not timed: those of each part of a pass.
+    pub(super) fn inputs(&self, size: Size) -> anyhow::Result<Vec<Inputs>> {
+        self.lanes
+            .parts(size.rows)
+            .into_iter()
+            .map(|rows| {
+                let wanted = size.wanted * rows / size.rows;
+                self.inputs_of_part(Size { rows, wanted })
+            })
+            .collect()
     }
 
-    /// For [`Step::run`], so that making them is not timed.
-    pub(super) fn inputs(&self, size: Size) -> anyhow::Result<Inputs> {
-        self.session
-            .inputs()
+    fn inputs_of_part(&self, size: Size) -> anyhow::Result<Inputs> {
+        self.signature()
             .iter()
             .map(|input| {
                 let ValueType::Tensor { ty, shape, .. } = input.dtype() else {
@@ -100,13 +133,33 @@ impl Step {
             .collect()
     }
 
-    pub(super) fn run(&mut self, inputs: Inputs) -> anyhow::Result<()> {
-        self.session.run(inputs)?;
-        Ok(())
+    /// Each lane takes part after part, as the engine's do.
+    pub(super) fn run(&mut self, parts: Vec<Inputs>) -> anyhow::Result<()> {
+        let needed = parts.len();
+        let parts = Mutex::new(parts);
+        let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let work = |session: &mut Session| {
+            while let Some(inputs) = next() {
+                session.run(inputs)?;
+            }
+            anyhow::Ok(())
+        };
+        let (own, others) = self.sessions.split_first_mut().context("no lane")?;
+        thread::scope(|scope| {
+            let lanes: Vec<_> = others
+                .iter_mut()
+                .take(needed.saturating_sub(1))
+                .map(|session| scope.spawn(|| work(session)))
+                .collect();
+            work(own)?;
+            lanes
+                .into_iter()
+                .try_for_each(|lane| lane.join().unwrap_or_else(|_| bail!("a lane panicked")))
+        })
     }
 }
 
-/// What ONNX Runtime says of passes of these sizes, one after another, each run `times`.
+/// What ONNX Runtime says of passes of these sizes, one after another, each run `times` by all threads together.
 pub(super) fn profiled(
     bundle: &Bundle,
     spec: &StageSpec,
@@ -115,13 +168,22 @@ pub(super) fn profiled(
     times: usize,
 ) -> anyhow::Result<Vec<Vec<Run>>> {
     let folder = tempfile::tempdir()?;
-    let mut step = Step::open(bundle, spec, options, Some(&folder.path().join("profile")))?;
+    let whole = SessionOptions {
+        lanes: 1,
+        ..options.clone()
+    };
+    let mut step = Step::open(bundle, spec, &whole, Some(&folder.path().join("profile")))?;
     for size in sizes {
         for _ in 0..times {
-            step.pass(*size)?;
+            let inputs = step.inputs(*size)?;
+            step.run(inputs)?;
         }
     }
-    let file = step.session.end_profiling()?;
+    let file = step
+        .sessions
+        .first_mut()
+        .context("no session")?
+        .end_profiling()?;
     let runs = runs(&fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?)?;
     if runs.len() != sizes.len() * times {
         bail!(

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::{RuntimeError, one_line};
+use super::{RuntimeError, native, one_line};
 
 /// Found by the system's loader when no path is configured.
 const DEFAULT_LIBRARY: &str = "libonnxruntime.so";
@@ -53,6 +53,7 @@ impl Runtime {
             .map_err(|error| failed(error.message().to_owned()))?;
         // Its own default would hand every verbose line to `tracing`, to be dropped there.
         environment.set_log_level(ort::logging::LogLevel::Warning);
+        native::share_arena(&environment).map_err(|error| failed(error.message().to_owned()))?;
         tracing::debug!(library = %wanted.display(), build = ort::info(), "ONNX Runtime loaded");
         Ok(RUNTIME.get_or_init(|| Runtime {
             environment,

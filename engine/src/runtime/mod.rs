@@ -1,6 +1,6 @@
 //! ONNX Runtime: the shared library, execution providers, sessions.
 
-mod concurrent;
+mod native;
 mod library;
 mod options;
 mod provider;
@@ -10,8 +10,7 @@ pub(crate) mod signature;
 use std::path::PathBuf;
 
 pub use library::Runtime;
-pub(crate) use options::Lanes;
-pub use options::{SessionOptions, WidenWeights};
+pub use options::{Lanes, SessionOptions, WidenWeights};
 pub use provider::Provider;
 pub use session::open_graph;
 pub(crate) use session::{Outputs, Session};

@@ -52,13 +52,13 @@ const LANE_ROWS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
 
 /// How the passes of a stage are divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Lanes {
+pub struct Lanes {
     /// Parts side by side.
-    pub(crate) count: usize,
+    pub count: usize,
     /// Most rows in a part.
-    pub(crate) rows: usize,
-    /// Threads of each.
-    pub(crate) threads: usize,
+    pub rows: usize,
+    /// Threads of each; 0: one for each core.
+    pub threads: usize,
 }
 
 /// When weights that are stored smaller than f32 are widened. The values are the same, and so are the results but for the
@@ -86,7 +86,10 @@ impl SessionOptions {
     }
 
     /// How a stage's passes are divided on the first provider.
-    pub(crate) fn lanes(&self) -> Result<Lanes, RuntimeError> {
+    ///
+    /// # Errors
+    /// [`RuntimeError::Lanes`] where that provider computes one pass at a time and more lanes are wanted.
+    pub fn lanes(&self) -> Result<Lanes, RuntimeError> {
         let threads = self.cpu_threads();
         let count = match (self.providers.first(), self.lanes) {
             // Each part would widen all weights again.
@@ -115,6 +118,21 @@ impl SessionOptions {
                 threads: (threads / count).max(1),
             },
         })
+    }
+}
+
+// === impl Lanes ===
+
+impl Lanes {
+    /// How many of `rows` each part has: nearly the same, at most [`Lanes::rows`], and as many parts as there are lanes or a
+    /// multiple, so that no lane waits for another. With fewer rows than lanes, each is a part.
+    pub fn parts(&self, rows: usize) -> Vec<usize> {
+        let lanes = self.count.max(1);
+        let rounds = rows.div_ceil(lanes.saturating_mul(self.rows.max(1)));
+        let parts = (lanes * rounds).min(rows);
+        (0..parts)
+            .map(|part| (part + 1) * rows / parts - part * rows / parts)
+            .collect()
     }
 }
 

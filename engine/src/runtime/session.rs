@@ -3,13 +3,14 @@
 use std::ffi::CString;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{RunOptions, SessionInputValue};
 use ort::value::{DynValue, Outlet, PrimitiveTensorElementType, TensorRef};
 
 use super::signature::Signature;
-use super::{Provider, Runtime, RuntimeError, SessionOptions, WidenWeights, concurrent, one_line};
+use super::{Provider, Runtime, RuntimeError, SessionOptions, WidenWeights, native, one_line};
 use crate::bundle::{Bundle, BundleError, BundleFault};
 
 /// ONNX Runtime's names of the optimisations that replace stored weights, and the nodes that widen them, by f32 constants: what
@@ -22,15 +23,18 @@ const SHRINK: &str = "memory.enable_memory_arena_shrinkage";
 /// ONNX Runtime's session option (from 1.32 on; earlier ones spin as long as they see fit).
 const SPIN_DURATION: &str = "session.intra_op.spin_duration_us";
 
-/// An open graph. On the CPU several threads may run it at once; on other providers one at a time.
+/// An open graph. On the CPU several threads may run it at once; on other providers they take turns.
 #[derive(Debug)]
 pub(crate) struct Session {
     inner: ort::session::Session,
     file: String,
     provider: Provider,
     output_names: Vec<CString>,
-    /// The next run gives back what it does not use.
+    /// Every run gives back what it does not use, or the next one alone does.
+    shrinks_always: bool,
     shrinks: AtomicBool,
+    /// Held by a run where only one may run at a time.
+    turn: Option<Mutex<()>>,
 }
 
 /// The outputs of a run.
@@ -80,7 +84,9 @@ impl Session {
                         file: file.to_owned(),
                         provider: *first,
                         output_names,
+                        shrinks_always: false,
                         shrinks: AtomicBool::new(false),
+                        turn: (*first != Provider::Cpu).then(Mutex::default),
                     });
                 }
                 Err(OpenFailure::Graph(reason)) if *first == Provider::Cpu => {
@@ -139,6 +145,13 @@ impl Session {
             })
     }
 
+    /// Every run gives the memory that the arena does not use then back to the system, as [`Session::shrink_at_next_run`]: for
+    /// graphs that run rarely and use much. Their time does not change measurably.
+    pub(crate) fn shrinking(mut self) -> Session {
+        self.shrinks_always = self.provider == Provider::Cpu;
+        self
+    }
+
     /// The next run gives the memory of larger ones before it back to the system. Only on the CPU: memory of a device is
     /// nobody else's, and is kept.
     pub(crate) fn shrink_at_next_run(&self) {
@@ -159,11 +172,15 @@ impl Session {
             .zip(inputs.into_iter().map(|(_, value)| value))
             .collect();
         let mut options = RunOptions::new().map_err(ort_failed)?;
-        if self.shrinks.swap(false, Ordering::Relaxed) {
+        if self.shrinks.swap(false, Ordering::Relaxed) || self.shrinks_always {
             options.set(SHRINK, "cpu:0").map_err(ort_failed)?;
         }
+        let _turn = self
+            .turn
+            .as_ref()
+            .map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
         let values =
-            concurrent::run(&self.inner, &options, &inputs, &self.output_names).map_err(ort_failed)?;
+            native::run(&self.inner, &options, &inputs, &self.output_names).map_err(ort_failed)?;
         read(Outputs {
             session: self,
             values,
@@ -253,6 +270,11 @@ fn builder(
         .with_inter_op_spinning(false)
         .map_err(|error| graph(error.message()))?
         .with_log_level(ort::logging::LogLevel::Warning)
+        .map_err(|error| graph(error.message()))?
+        .with_env_allocators()
+        .map_err(|error| graph(error.message()))?
+        // A pattern is kept for every shape of the inputs, and no two passes have as many masked positions.
+        .with_memory_pattern(false)
         .map_err(|error| graph(error.message()))?;
     if options.widen_weights == WidenWeights::InEachPass {
         builder = builder

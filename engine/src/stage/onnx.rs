@@ -40,7 +40,7 @@ impl OnnxStage {
             Stage::Base => None,
             Stage::Superres => Some(bundle.base().clone()),
         };
-        let condition = Session::open(bundle, &spec.condition, options)?;
+        let condition = Session::open(bundle, &spec.condition, options)?.shrinking();
         condition.check(bundle, &condition_signature(bundle.text(), low.as_ref()))?;
         let conditioning = conditioning_outputs(bundle, spec, condition.outputs())?;
         let lanes = options.lanes()?;
@@ -113,7 +113,6 @@ impl OnnxStage {
     /// # Errors
     /// When a graph cannot run any more.
     pub fn release_memory(&mut self, bundle: &Bundle) -> Result<(), StageError> {
-        self.condition.shrink_at_next_run();
         self.step.shrink_at_next_run();
         self.probe(bundle)
     }

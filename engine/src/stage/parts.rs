@@ -1,5 +1,7 @@
 //! How the rows of a pass are divided into parts of nearly equal work. Pure.
 
+use crate::runtime::Lanes;
+
 /// One row in a part: its conditional row, its unconditional one, or both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Share {
@@ -20,17 +22,13 @@ impl Share {
     }
 }
 
-/// Divides the rows of a pass, of which the `guided` ones count twice. There are at most `most` in a part, and as many parts as
-/// `lanes` or a multiple, so that no lane waits for another; with fewer rows than lanes, each is a part. A guided row lies in two
-/// parts only where that makes them equal.
-pub(super) fn divide(guided: &[bool], lanes: usize, most: usize) -> Vec<Vec<Share>> {
+/// Divides the rows of a pass, of which the `guided` ones count twice, into [`Lanes::parts`]. A guided row lies in two parts only
+/// where that makes them equal.
+pub(super) fn divide(guided: &[bool], lanes: Lanes) -> Vec<Vec<Share>> {
     let total: usize = guided.iter().map(|guided| 1 + usize::from(*guided)).sum();
-    let lanes = lanes.max(1);
-    let rounds = total.div_ceil(lanes.saturating_mul(most.max(1)));
-    let parts = (lanes * rounds).min(total);
-    let end = |part: usize| (part + 1) * total / parts.max(1);
+    let sizes = lanes.parts(total);
 
-    let mut divided: Vec<Vec<Share>> = (0..parts).map(|_| Vec::new()).collect();
+    let mut divided: Vec<Vec<Share>> = vec![Vec::new(); sizes.len()];
     let mut part = 0;
     let mut taken = 0;
     for (row, guided) in guided.iter().enumerate() {
@@ -38,8 +36,9 @@ pub(super) fn divide(guided: &[bool], lanes: usize, most: usize) -> Vec<Vec<Shar
             if unconditional && !guided {
                 continue;
             }
-            if taken == end(part) {
+            if taken == sizes[part] {
                 part += 1;
+                taken = 0;
             }
             taken += 1;
             match divided[part].last_mut() {
@@ -64,6 +63,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn divide(guided: &[bool], count: usize, rows: usize) -> Vec<Vec<Share>> {
+        let lanes = Lanes {
+            count,
+            rows,
+            threads: 1,
+        };
+        super::divide(guided, lanes)
+    }
 
     fn size(part: &[Share]) -> usize {
         part.iter()

@@ -64,7 +64,7 @@ impl Passes {
     /// See [`StageModel::pass`](super::StageModel::pass).
     pub(super) fn run(&mut self, step: &StepGraph, rows: &mut [&mut Row]) -> Result<(), StageError> {
         let guided: Vec<bool> = rows.iter().map(|row| row.needs_unconditional()).collect();
-        let divided = divide(&guided, self.lanes.count, self.lanes.rows);
+        let divided = divide(&guided, self.lanes);
         self.buffers
             .resize_with(self.buffers.len().max(divided.len()), Buffers::default);
         let mut parts = Vec::with_capacity(divided.len());
