@@ -1,5 +1,6 @@
 //! Classifier-free guidance with the paper's t (Muse §2.7), in f32.
 
+use crate::sampler::with_vectors;
 use crate::sampling::GuidanceSchedule;
 
 /// t of `step` (from 0) of `steps`: constant, or rising linearly from 0 at the first step to `guidance` at the last.
@@ -17,11 +18,16 @@ pub fn weight(guidance: f32, schedule: GuidanceSchedule, step: u32, steps: u32) 
 pub fn guide(conditional: &[f32], unconditional: &[f32], t: f32, output: &mut Vec<f32>) {
     let lead = 1.0 + t;
     output.clear();
-    output.extend(
-        conditional
-            .iter()
-            .zip(unconditional)
-            .map(|(c, u)| lead * c - t * u),
+    with_vectors(
+        #[inline(always)]
+        || {
+            output.extend(
+                conditional
+                    .iter()
+                    .zip(unconditional)
+                    .map(|(c, u)| lead * c - t * u),
+            );
+        },
     );
 }
 

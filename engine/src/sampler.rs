@@ -4,8 +4,10 @@
 
 use std::cmp::Ordering;
 
-/// Running sums are kept once per so many weights, so that the draw need not add everything up a second time.
+/// Weights that are added up together: the sums up to the end of each block find the block in which a draw falls.
 const SUM_BLOCK: usize = 64;
+/// Sums of a block that are independent of each other, as vector instructions make them.
+const SUM_LANES: usize = 8;
 
 /// Buffers that are reused from position to position and from row to row.
 #[derive(Debug, Default)]
@@ -71,12 +73,7 @@ pub fn draw(logits: &[f32], settings: DrawSettings, u: f32, scratch: &mut Scratc
         drop_below_top_k(scaled, weights, k, selection);
     }
 
-    sums.clear();
-    let mut total = 0.0f64;
-    for block in weights.chunks(SUM_BLOCK) {
-        total = block.iter().fold(total, |sum, weight| sum + f64::from(*weight));
-        sums.push(total);
-    }
+    let total = sums_of_blocks(weights, sums);
     let token = if greedy {
         scaled.iter().position(|z| *z == largest)?
     } else {
@@ -89,19 +86,74 @@ pub fn draw(logits: &[f32], settings: DrawSettings, u: f32, scratch: &mut Scratc
     })
 }
 
-/// The largest value; `None` if there is none, or one is NaN or infinite.
-fn finite_max(values: &[f32]) -> Option<f32> {
-    // Lanes keep the compiler free to use vector instructions; a NaN or infinity makes the sum of `x · 0` NaN.
-    const LANES: usize = 8;
-    let mut largest = [f32::NEG_INFINITY; LANES];
-    let mut taint = [0.0f32; LANES];
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    for chunk in chunks {
-        for ((value, largest), taint) in chunk.iter().zip(&mut largest).zip(&mut taint) {
-            *largest = if *value > *largest { *value } else { *largest };
-            *taint += value * 0.0;
+/// Compiled once for each width of vectors that processors have; the widest that is there runs. Additions and multiplications are
+/// never fused or reordered, so every width gives the same bits. A loop in each: several in one are not made into vectors.
+#[inline(always)]
+pub(crate) fn with_vectors<T>(work: impl FnOnce() -> T) -> T {
+    struct Work<F>(F);
+    impl<T, F: FnOnce() -> T> pulp::WithSimd for Work<F> {
+        type Output = T;
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) -> T {
+            (self.0)()
         }
     }
+    pulp::Arch::new().dispatch(Work(work))
+}
+
+/// Fills `sums` with the sum of all weights up to the end of each block, and returns the last.
+fn sums_of_blocks(weights: &[f32], sums: &mut Vec<f64>) -> f64 {
+    sums.clear();
+    sums.resize(weights.len().div_ceil(SUM_BLOCK), 0.0);
+    with_vectors(
+        #[inline(always)]
+        || {
+            let mut total = 0.0f64;
+            for (block, sum) in weights.chunks(SUM_BLOCK).zip(sums.iter_mut()) {
+                total += sum_of(block);
+                *sum = total;
+            }
+            total
+        },
+    )
+}
+
+/// The sum of a block's weights in f64: those of one place in each eight first, in order, then the eight sums in halves.
+#[inline(always)]
+fn sum_of(block: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; SUM_LANES];
+    let (chunks, rest) = block.as_chunks::<SUM_LANES>();
+    for chunk in chunks {
+        for (weight, lane) in chunk.iter().zip(&mut lanes) {
+            *lane += f64::from(*weight);
+        }
+    }
+    for (weight, lane) in rest.iter().zip(&mut lanes) {
+        *lane += f64::from(*weight);
+    }
+    let [a, b, c, d, e, f, g, h] = lanes;
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
+}
+
+/// The largest value; `None` if there is none, or one is NaN or infinite.
+fn finite_max(values: &[f32]) -> Option<f32> {
+    const LANES: usize = 16;
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    // A NaN or infinity makes the sum of `x · 0` NaN.
+    let (mut largest, mut taint) = with_vectors(
+        #[inline(always)]
+        || {
+            let mut largest = [f32::NEG_INFINITY; LANES];
+            let mut taint = [0.0f32; LANES];
+            for chunk in chunks {
+                for ((value, largest), taint) in chunk.iter().zip(&mut largest).zip(&mut taint) {
+                    *largest = if *value > *largest { *value } else { *largest };
+                    *taint += value * 0.0;
+                }
+            }
+            (largest, taint)
+        },
+    );
     for ((value, largest), taint) in rest.iter().zip(&mut largest).zip(&mut taint) {
         *largest = if *value > *largest { *value } else { *largest };
         *taint += value * 0.0;
@@ -130,7 +182,8 @@ fn drop_below_top_k(z: &[f32], weights: &mut [f32], k: usize, selection: &mut Ve
     }
 }
 
-/// The first index whose running sum exceeds `threshold`; if rounding leaves none, the last with a weight.
+/// The first index whose running sum exceeds `threshold`, in the first block whose sum with all before does. If rounding leaves
+/// none, the last with a weight: of that block, or of all.
 fn first_beyond(threshold: f64, weights: &[f32], sums: &[f64]) -> Option<usize> {
     let block = sums.partition_point(|sum| *sum <= threshold);
     let mut sum = block
@@ -139,21 +192,21 @@ fn first_beyond(threshold: f64, weights: &[f32], sums: &[f64]) -> Option<usize> 
         .copied()
         .unwrap_or(0.0);
     let start = block * SUM_BLOCK;
-    for (index, weight) in weights.get(start..).unwrap_or(&[]).iter().enumerate() {
+    let end = weights.len().min(start + SUM_BLOCK);
+    for (index, weight) in weights.get(start..end).unwrap_or(&[]).iter().enumerate() {
         sum += f64::from(*weight);
         if sum > threshold {
             return Some(start + index);
         }
     }
-    weights.iter().rposition(|weight| *weight > 0.0)
+    weights.iter().take(end).rposition(|weight| *weight > 0.0)
 }
 
 /// `weights[i] = exp(z[i] − largest)`; both are of one length.
 ///
-/// Most of what sampling costs. It is compiled once for each width of vectors that processors have and the widest that is there
-/// runs: additions and multiplications are never fused or reordered, so every width gives the same bits.
+/// Most of what sampling costs.
 fn exponentials(z: &[f32], largest: f32, weights: &mut [f32]) {
-    pulp::Arch::new().dispatch(
+    with_vectors(
         #[inline(always)]
         || {
             for (weight, z) in weights.iter_mut().zip(z) {

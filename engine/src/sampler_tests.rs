@@ -1,6 +1,7 @@
 use super::*;
 use crate::random::uniform;
 use proptest::prelude::*;
+use std::ops::Range;
 
 const PLAIN: DrawSettings = DrawSettings {
     temperature: 1.0,
@@ -30,16 +31,40 @@ fn plain_draw(logits: &[f32], settings: DrawSettings, u: f32) -> Draw {
             0.0
         }
     };
-    let total = (0..z.len()).fold(0.0f64, |sum, v| sum + f64::from(weight(v)));
-    let mut running = 0.0f64;
-    let drawn = (0..z.len()).find(|v| {
-        running += f64::from(weight(*v));
-        running > f64::from(u) * total
+    // The sum of a block: first those of each place in eight.
+    let block = |start: usize| {
+        let of = |place: usize| {
+            (start + place..z.len().min(start + 64))
+                .step_by(8)
+                .fold(0.0, |sum, v| sum + f64::from(weight(v)))
+        };
+        ((of(0) + of(4)) + (of(2) + of(6))) + ((of(1) + of(5)) + (of(3) + of(7)))
+    };
+    let total = (0..z.len())
+        .step_by(64)
+        .fold(0.0f64, |sum, start| sum + block(start));
+    let threshold = f64::from(u) * total;
+    let mut before = 0.0f64;
+    let within = (0..z.len()).step_by(64).find(|start| {
+        let exceeds = before + block(*start) > threshold;
+        if !exceeds {
+            before += block(*start);
+        }
+        exceeds
     });
+    let within = within.map_or(0..0, |start| start..z.len().min(start + 64));
+    let drawn = within.clone().find(|v| {
+        before += f64::from(weight(*v));
+        before > threshold
+    });
+    let last = |among: Range<usize>| among.rev().find(|v| weight(*v) > 0.0);
     let token = if greedy {
         order[0]
     } else {
-        drawn.unwrap_or(*kept.iter().max().unwrap())
+        drawn
+            .or_else(|| last(within))
+            .or_else(|| last(0..z.len()))
+            .unwrap()
     };
     Draw {
         token: token as u32,
@@ -56,7 +81,10 @@ fn vectors_of_this_machine_give_the_bits_of_one_number_at_a_time() {
             .map(|index| largest - 130.0 * (index as f32 / length as f32).powi(3))
             .collect();
         let mut weights = vec![0.0; length];
-        exponentials(&z, largest, &mut weights);
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || exponentials(&z, largest, &mut weights),
+        );
         for (z, weight) in z.iter().zip(&weights) {
             let alone = std::hint::black_box(exp_rounded(std::hint::black_box(z - largest)));
             assert_eq!(weight.to_bits(), alone.to_bits(), "exp({})", z - largest);

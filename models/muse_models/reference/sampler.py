@@ -67,16 +67,42 @@ def sample(logits: np.ndarray, u: np.ndarray, temperature: float, top_k: int) ->
         np.put_along_axis(kept, largest, True, axis=1)
     shifted = z - z.max(axis=1, keepdims=True)
     weights = np.where(kept, rng.rounded(np.exp, shifted), np.float32(0))
-    running = np.cumsum(weights, axis=1, dtype=np.float64)
-    total = running[:, -1]
+    ends, running = _sums(weights)
+    total = ends[:, -1]
     if greedy:
         tokens = z.argmax(axis=1)
     else:
-        passed = running > (u.astype(np.float64) * total)[:, None]
-        last_kept = z.shape[1] - 1 - kept[:, ::-1].argmax(axis=1)
-        tokens = np.where(passed.any(axis=1), passed.argmax(axis=1), last_kept)
+        rows, threshold = np.arange(len(u)), (u.astype(np.float64) * total)[:, None]
+        block = np.minimum((ends <= threshold).sum(axis=1), ends.shape[1] - 1)
+        passed = running[rows, block] > threshold
+        padded = np.zeros((len(u), ends.shape[1] * _BLOCK), np.float32)
+        padded[:, : z.shape[1]] = weights
+        weighted = padded.reshape(len(u), -1, _BLOCK)[rows, block] > 0
+        last = _BLOCK - 1 - weighted[:, ::-1].argmax(axis=1)
+        tokens = block * _BLOCK + np.where(passed.any(axis=1), passed.argmax(axis=1), last)
     log_probability = shifted[np.arange(len(tokens)), tokens] - np.log(total).astype(np.float32)
     return tokens, log_probability
+
+
+_BLOCK = 64
+"""Weights whose sum is made at once."""
+
+
+def _sums(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of `weights` f32 [N, V] up to the end of each block, f64 [N, B], and up to each weight of it, f64 [N, B, 64]."""
+    count, codes = weights.shape
+    padded = np.zeros((count, -(-codes // _BLOCK) * _BLOCK), np.float64)
+    padded[:, :codes] = weights
+    blocks = padded.reshape(count, -1, _BLOCK)
+    eights = blocks.reshape(count, -1, _BLOCK // 8, 8)
+    lanes = np.zeros(eights.shape[:2] + (8,))
+    for at in range(_BLOCK // 8):
+        lanes += eights[:, :, at]
+    s = np.moveaxis(lanes, -1, 0)
+    ends = np.cumsum(((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])), axis=1)
+    before = np.concatenate([np.zeros((count, 1)), ends[:, :-1]], axis=1)
+    running = np.cumsum(np.concatenate([before[:, :, None], blocks], axis=2), axis=2)[:, :, 1:]
+    return ends, running
 
 
 def least_confident(log_probability: np.ndarray, u: np.ndarray, tau: np.float32, count: int) -> np.ndarray:
