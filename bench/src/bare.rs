@@ -20,16 +20,19 @@ use muse_engine::{
 
 use crate::workload::Order;
 
-/// Pictures that become pixels and files at once: a decoder's operators do not keep two threads busy, and compression is
-/// one thread's.
+/// Most pictures that become pixels and files at once, each by one thread: a decoder's operators do not keep two busy, and
+/// compression is one thread's. One picture alone has all threads.
 const PAINTERS: usize = 2;
 
 /// Every graph of a bundle that makes pictures, opened.
 pub(crate) struct Bare {
     bundle: Bundle,
+    threads: usize,
     text: TextEncoder,
     stages: Vec<OnnxStage>,
     decoder: ImageDecoder,
+    /// The decoder with one thread in an operator.
+    decoder_of_one_thread: ImageDecoder,
     /// Of the empty text, where a stage's unconditional input is that: a cluster caches it too.
     empty: Option<Embedding>,
     /// The base stage's conditioning on it, which is every prompt's; workers keep it too.
@@ -63,7 +66,13 @@ impl Bare {
             .stages()
             .map(|spec| OnnxStage::open(bundle, spec.stage, session))
             .collect::<Result<Vec<_>, _>>()?;
-        let decoder = ImageDecoder::open(bundle, bundle.last_stage().stage, session)?;
+        let last = bundle.last_stage().stage;
+        let decoder = ImageDecoder::open(bundle, last, session)?;
+        let one_thread = SessionOptions {
+            threads: 1,
+            ..session.clone()
+        };
+        let decoder_of_one_thread = ImageDecoder::open(bundle, last, &one_thread)?;
         let empty = if bundle.stages().any(StageSpec::needs_empty_text) {
             let ids = text.tokenize("")?;
             text.embed(&[ids])?.pop()
@@ -72,9 +81,11 @@ impl Bare {
         };
         Ok(Self {
             bundle: bundle.clone(),
+            threads: session.cpu_threads(),
             text,
             stages,
             decoder,
+            decoder_of_one_thread,
             empty,
             unconditional: None,
         })
@@ -124,11 +135,18 @@ impl Bare {
 
         let begun = Instant::now();
         let finished: Vec<_> = orders.iter().zip(grids.unwrap_or_default()).collect();
-        let each = finished.len().div_ceil(PAINTERS).max(1);
+        let painters = PAINTERS.min(self.threads);
+        let each = finished.len().div_ceil(painters).max(1);
+        let decoder = if finished.len() > 1 && painters > 1 {
+            &self.decoder_of_one_thread
+        } else {
+            &self.decoder
+        };
+        let own: &Self = self;
         let files = thread::scope(|scope| {
             let painters: Vec<_> = finished
                 .chunks(each)
-                .map(|share| scope.spawn(|| self.paint(share)))
+                .map(|share| scope.spawn(move || own.paint(decoder, share)))
                 .collect();
             painters
                 .into_iter()
@@ -140,11 +158,15 @@ impl Bare {
     }
 
     /// The file of each grid, one after another: a decoder's activations are far larger than a step's.
-    fn paint(&self, finished: &[(&Order, Vec<u32>)]) -> anyhow::Result<Vec<Vec<u8>>> {
+    fn paint(
+        &self,
+        decoder: &ImageDecoder,
+        finished: &[(&Order, Vec<u32>)],
+    ) -> anyhow::Result<Vec<Vec<u8>>> {
         finished
             .iter()
             .map(|(order, grid)| {
-                let images = self.decoder.decode(&[grid])?;
+                let images = decoder.decode(&[grid])?;
                 let image = images.first().context("the decoder gave no picture")?;
                 let provenance = Provenance::new(&self.bundle, order.seed, 0);
                 Ok(picture::encode(image, EncodeOptions::default(), &provenance)?)

@@ -2,6 +2,7 @@
 //!
 //! The batcher sees [`StageModel`] and not a session, so that one model may later lie on several devices.
 
+mod condition_graph;
 mod conditioning;
 mod input;
 mod lanes;

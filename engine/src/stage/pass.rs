@@ -8,14 +8,12 @@ use super::parts::{Share, divide};
 use super::step_graph::{LogitsForm, StepGraph, StepInputs};
 use super::{InputError, RowFailure, StageError};
 use crate::row::{Row, StepError};
-use crate::runtime::{Lanes, RuntimeError};
+use crate::runtime::Lanes;
 use crate::sampler::Scratch;
 
-/// Runs a stage's passes.
-#[derive(Debug)]
+/// Runs a stage's passes: what they use again and again.
+#[derive(Debug, Default)]
 pub(super) struct Passes {
-    lanes: Lanes,
-    threads: LaneThreads,
     /// One for each part of a pass, reused.
     buffers: Vec<Buffers>,
     /// For rows that lie in two parts.
@@ -51,20 +49,21 @@ struct Sampled {
 // === impl Passes ===
 
 impl Passes {
-    /// Starts the lanes.
-    pub(super) fn start(lanes: Lanes) -> Result<Passes, RuntimeError> {
-        Ok(Passes {
-            lanes,
-            threads: LaneThreads::start(lanes)?,
-            buffers: Vec::new(),
-            scratch: Scratch::default(),
-        })
+    /// Forgets the inputs of the largest passes so far, the conditioning of their rows above all.
+    pub(super) fn release_memory(&mut self) {
+        *self = Passes::default();
     }
 
     /// See [`StageModel::pass`](super::StageModel::pass).
-    pub(super) fn run(&mut self, step: &StepGraph, rows: &mut [&mut Row]) -> Result<(), StageError> {
+    pub(super) fn run(
+        &mut self,
+        step: &StepGraph,
+        lanes: Lanes,
+        threads: &LaneThreads,
+        rows: &mut [&mut Row],
+    ) -> Result<(), StageError> {
         let guided: Vec<bool> = rows.iter().map(|row| row.needs_unconditional()).collect();
-        let divided = divide(&guided, self.lanes);
+        let divided = divide(&guided, lanes);
         self.buffers
             .resize_with(self.buffers.len().max(divided.len()), Buffers::default);
         let mut parts = Vec::with_capacity(divided.len());
@@ -73,7 +72,7 @@ impl Passes {
         }
         let divided = share_out(&mut parts, rows);
 
-        self.threads.each(&mut parts, |part| part.run(step));
+        threads.each(&mut parts, |part| part.run(step));
 
         let mut failures = Vec::new();
         let mut halves = Vec::new();

@@ -19,7 +19,7 @@ const POSITIONS: &str = "positions";
 pub(super) struct StepGraph {
     session: Session,
     /// The conditioning tensors, in the order in which [`Conditioning`] holds them.
-    conditioning: Vec<(String, Element)>,
+    conditioning: Vec<String>,
     /// Whether rows may share a grid: it has the input `grids`.
     shares_grids: bool,
     form: LogitsForm,
@@ -57,7 +57,7 @@ impl StepGraph {
     pub(super) fn open(
         bundle: &Bundle,
         spec: &StageSpec,
-        conditioning: Vec<TensorSignature>,
+        conditioning: &[TensorSignature],
         options: &SessionOptions,
     ) -> Result<StepGraph, StageError> {
         let session = Session::open(bundle, &spec.step, options)?;
@@ -68,12 +68,12 @@ impl StepGraph {
             width: spec.logits_size,
             packed: has(POSITIONS),
         };
-        session.check(bundle, &signature(form, shares_grids, &conditioning))?;
+        session.check(bundle, &signature(form, shares_grids, conditioning))?;
         Ok(StepGraph {
             session,
             conditioning: conditioning
-                .into_iter()
-                .map(|signature| (signature.name, signature.element))
+                .iter()
+                .map(|signature| signature.name.clone())
                 .collect(),
             shares_grids,
             form,
@@ -88,11 +88,6 @@ impl StepGraph {
     /// See [`Session::shrink_at_next_run`].
     pub(super) fn shrink_at_next_run(&self) {
         self.session.shrink_at_next_run();
-    }
-
-    /// Name and type of each conditioning tensor.
-    pub(super) fn conditioning(&self) -> &[(String, Element)] {
-        &self.conditioning
     }
 
     /// How its logits lie.
@@ -151,7 +146,7 @@ impl StepGraph {
         if packed {
             values.push((POSITIONS, Session::view(&[wanted], &inputs.positions)?));
         }
-        for ((name, _), tensor) in self.conditioning.iter().zip(joined) {
+        for (name, tensor) in self.conditioning.iter().zip(joined) {
             values.push((name.as_str(), tensor_view(tensor)?));
         }
         let packed_shape = [wanted, width];

@@ -16,7 +16,7 @@ from ..contact_sheet import PROMPTS as SHOWN
 from ..data.captions import caption
 from ..data.render import Renderer
 from ..data.scene import Scene
-from ..reference.bundle import Bundle
+from ..reference.bundle import Bundle, Stage
 from ..reference.sampler import Settings
 from . import judge as image_text
 from . import prompts as held_out
@@ -85,6 +85,8 @@ class Results:
     """Shares by what was measured: `generated`, `real`, `reconstructed`, `wrong`, `without twins`."""
     generated_verdicts: list[Verdict]
     reconstructions: dict[str, Reconstruction]
+    reconstruction_frechet: dict[str, float]
+    """Fréchet distance of each stage's reconstructions to the very scenes that they reconstruct."""
     likelihood: dict[str, list[Likelihood]]
     frechet: dict[str, float]
     compared: dict[str, dict]
@@ -181,10 +183,16 @@ def evaluate(options: Options) -> Results:
 
     with clock.phase("tokenizers"):
         many = render(renderer, held_out.scenes_like(prompts, extent.reconstructed_scenes, 2), "reconstructed")
-        reconstructions, rebuilt = {}, {}
+        originals = judge.vectors(many)
+
+        def reconstructed(stage: Stage) -> tuple[Reconstruction, float]:
+            figures, output = reconstruct(stage, many)
+            return figures, frechet_distance(judge.vectors(output), originals)
+
+        reconstructions, reconstruction_frechet, rebuilt = {}, {}, {}
         for name, stage in bundle.stages.items():
             if "encoder" in stage.manifest and "decoder" in stage.manifest:
-                reconstructions[name], _ = reconstruct(stage, many)
+                reconstructions[name], reconstruction_frechet[name] = reconstructed(stage)
                 rebuilt[name] = reconstruct(stage, real)[1]
 
     with clock.phase("likelihood"):
@@ -216,7 +224,7 @@ def evaluate(options: Options) -> Results:
     compared = {}
     if options.compare is not None:
         with clock.phase("comparison"):
-            compared = _compared(Bundle(options.compare, options.threads), real, many, distance)
+            compared = _compared(Bundle(options.compare, options.threads), real, reconstructed, distance)
 
     swept: list[Sweep] = []
     if options.with_sweeps:
@@ -230,7 +238,7 @@ def evaluate(options: Options) -> Results:
     pictures = {"generated": generated, "shown": shown, "real": real, **rebuilt}
     return Results(
         bundle, settings, prompts, len(candidates), leaks, clock.minutes, judge_minutes, scores, found["generated"],
-        reconstructions, likelihood, frechet, compared, swept, figures, pictures, _commit(),
+        reconstructions, reconstruction_frechet, likelihood, frechet, compared, swept, figures, pictures, _commit(),
     )
 
 
@@ -251,16 +259,18 @@ def _likelihood(
 
 
 def _compared(
-    other: Bundle, real: np.ndarray, many: np.ndarray, distance: Callable[[np.ndarray], float]
+    other: Bundle, real: np.ndarray, reconstructed: Callable[[Stage], tuple[Reconstruction, float]],
+    distance: Callable[[np.ndarray], float],
 ) -> dict[str, dict]:
     """The tokenizers of a second bundle on the same scenes; under "" what bundle that is."""
     model = other.manifest["model"]
     compared: dict[str, dict] = {"": {"bundle": f"{model['name']} {model['version']}", "digest": other.digest}}
     for name, stage in other.stages.items():
         if "encoder" in stage.manifest and "decoder" in stage.manifest:
-            figures, _ = reconstruct(stage, many)
+            figures, to_the_same = reconstructed(stage)
             compared[name] = {
-                "psnr": figures.psnr, "ssim": figures.ssim, "frechet": distance(reconstruct(stage, real)[1]),
+                "psnr": figures.psnr, "ssim": figures.ssim, "reconstruction_frechet": to_the_same,
+                "frechet": distance(reconstruct(stage, real)[1]),
             }
     return compared
 
