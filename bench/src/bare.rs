@@ -158,11 +158,7 @@ impl Bare {
     }
 
     /// The file of each grid, one after another: a decoder's activations are far larger than a step's.
-    fn paint(
-        &self,
-        decoder: &ImageDecoder,
-        finished: &[(&Order, Vec<u32>)],
-    ) -> anyhow::Result<Vec<Vec<u8>>> {
+    fn paint(&self, decoder: &ImageDecoder, finished: &[(&Order, Vec<u32>)]) -> anyhow::Result<Vec<Vec<u8>>> {
         finished
             .iter()
             .map(|(order, grid)| {

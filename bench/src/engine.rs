@@ -208,6 +208,33 @@ fn logits(count: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Where the time of a picture went, for each number of pictures together.
+fn by_part(splits: &BTreeMap<usize, Vec<Split>>) -> Table {
+    let mut table = Table::new(&[
+        "pictures together",
+        "embed, ms",
+        "conditioning, ms",
+        "passes, ms",
+        "pixels and PNG, ms",
+    ]);
+    for (batch, splits) in splits {
+        let cell = |part: fn(&Split) -> Duration| {
+            let times = splits
+                .iter()
+                .map(|split| milliseconds(part(split)) / *batch as f64);
+            Series::new(times).map_or_else(String::new, |times| spread(&times, 1))
+        };
+        table.row([
+            batch.to_string(),
+            cell(|split| split.embed),
+            cell(|split| split.decode - split.passes),
+            cell(|split| split.passes),
+            cell(|split| split.pixels),
+        ]);
+    }
+    table
+}
+
 fn bare_loop(bare: &mut Bare, settings: &Settings) -> anyhow::Result<(Section, usize)> {
     let mut rates: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
     let mut splits: BTreeMap<usize, Vec<Split>> = BTreeMap::new();
@@ -247,21 +274,7 @@ fn bare_loop(bare: &mut Bare, settings: &Settings) -> anyhow::Result<(Section, u
             if batch == best_batch { "best" } else { "" }.to_owned(),
         ]);
     }
-    let parts: [(&str, fn(&Split) -> Duration); 4] = [
-        ("embed, ms", |split| split.embed),
-        ("conditioning, ms", |split| split.decode - split.passes),
-        ("passes, ms", |split| split.passes),
-        ("pixels and PNG, ms", |split| split.pixels),
-    ];
-    let header = parts.map(|(title, _)| title);
-    let mut by_part = Table::new(&[&["pictures together"], header.as_slice()].concat());
-    for (batch, splits) in &splits {
-        let cells = parts.iter().map(|(_, part)| {
-            let times = splits.iter().map(|split| milliseconds(part(split)) / *batch as f64);
-            Series::new(times).map_or_else(String::new, |times| spread(&times, 1))
-        });
-        by_part.row(std::iter::once(batch.to_string()).chain(cells.collect::<Vec<_>>()));
-    }
+    let by_part = by_part(&splits);
     let section = Section {
         name: "bare_loop".to_owned(),
         title: "The engine in a bare loop".to_owned(),

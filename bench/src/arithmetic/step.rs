@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use muse_engine::{Bundle, SessionOptions, StageSpec, runtime::{Lanes, open_graph}};
+use muse_engine::{
+    Bundle, SessionOptions, StageSpec,
+    runtime::{Lanes, open_graph},
+};
 use ort::{
     session::{Session, SessionInputValue},
     value::{Outlet, Tensor, TensorElementType, ValueType},
@@ -179,11 +182,7 @@ pub(super) fn profiled(
             step.run(inputs)?;
         }
     }
-    let file = step
-        .sessions
-        .first_mut()
-        .context("no session")?
-        .end_profiling()?;
+    let file = step.sessions.first_mut().context("no session")?.end_profiling()?;
     let runs = runs(&fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?)?;
     if runs.len() != sizes.len() * times {
         bail!(

@@ -1,7 +1,7 @@
 //! ONNX Runtime: the shared library, execution providers, sessions.
 
-mod native;
 mod library;
+mod native;
 mod options;
 mod provider;
 mod session;

@@ -179,8 +179,7 @@ impl Session {
             .turn
             .as_ref()
             .map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
-        let values =
-            native::run(&self.inner, &options, &inputs, &self.output_names).map_err(ort_failed)?;
+        let values = native::run(&self.inner, &options, &inputs, &self.output_names).map_err(ort_failed)?;
         read(Outputs {
             session: self,
             values,
