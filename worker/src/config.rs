@@ -91,7 +91,8 @@ pub struct Batcher {
     pub warm_up_passes: usize,
     /// Warm-up tries no larger pass once one took this long.
     pub warm_up_max_pass_ms: u64,
-    /// The row budget is the smallest batch whose rows a second are within this share of the best.
+    /// The row budget is the smallest batch whose rows a second are within this share of the best, or what fills the lanes
+    /// (`runtime.lanes` × `runtime.lane_rows`) where that is more and within `warm_up_max_pass_ms`.
     pub knee_tolerance: f64,
     /// Rows leased ahead, as a multiple of the row budget: 1 takes only what runs at once, more hides the hub's latency.
     pub queue_ahead: f64,

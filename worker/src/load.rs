@@ -109,8 +109,11 @@ fn measure<M: StageModel>(
     };
     let curve = warm_up(model, &input, settings, &Instant::now)?;
     let knee = curve.knee(batcher.knee_tolerance);
+    // Shards that start on the same cores disturb each other's passes, long ones more than short ones, which slip in between:
+    // then the knee comes out too small. So it is not trusted below what the model knows to be a full pass.
+    let full = curve.largest(model.full_rows(), settings.max_pass);
     // A guided row counts twice, so less than 2 would never run it.
-    let row_budget = batcher.row_budget.or(knee).unwrap_or(2).max(2);
+    let row_budget = batcher.row_budget.or(knee.max(full)).unwrap_or(2).max(2);
     let points: Vec<String> = curve
         .points()
         .iter()
@@ -119,6 +122,7 @@ fn measure<M: StageModel>(
     info!(
         passes = points.join(", "),
         knee,
+        full,
         row_budget,
         configured = batcher.row_budget.is_some(),
         "warmed up"

@@ -5,7 +5,7 @@ mod service;
 use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context as _, ensure};
-use muse_engine::{Bundle, Runtime, TextEncoder};
+use muse_engine::{Bundle, Runtime, SessionOptions, TextEncoder};
 use serde::Serialize;
 
 use self::service::{CACHE_BYTES, Service};
@@ -75,9 +75,12 @@ pub(crate) async fn measure(
     bundle: &Bundle,
 ) -> anyhow::Result<Section> {
     say(TITLE);
-    let session = arguments.session()?;
+    let session = arguments.session_alone()?;
     Runtime::initialise(session.onnxruntime.as_deref())?;
     let mut engine = TextEncoder::open(bundle, &session)?;
+    // A text alone is computed by one lane, so one lane with all threads is the better setting for a loop over single texts.
+    let undivided = SessionOptions { lanes: 1, ..session };
+    let mut engine_alone = TextEncoder::open(bundle, &undivided)?;
     let service = Service::start(arguments).await?;
     let mut peers = Vec::new();
     let mut missing = Vec::new();
@@ -108,7 +111,8 @@ pub(crate) async fn measure(
                 }
             };
             let batches = batches(&mut next, size, settings.encoder_texts);
-            keep(Side::Engine, engine_rate(&mut engine, &batches)?);
+            let engine = if size == 1 { &mut engine_alone } else { &mut engine };
+            keep(Side::Engine, engine_rate(engine, &batches)?);
             for (index, loaded) in &mut peers {
                 let texts = batches.iter().map(Vec::len).sum();
                 let seconds = loaded.ask(&Task { batches: &batches }, texts)?;
@@ -253,7 +257,8 @@ impl Rates {
              comes again, and no answer came from its cache (each one says so). The same batch of 32 again and again, {CALLERS} callers, all from the cache: {} \
              embeddings a second. The service is a process of its own, its answers cross gRPC and are the engine's to the bit; its \
              callers live on the same cores. The Python loops pad each batch to its longest prompt and are loops in one process, \
-             transformers' has random weights. {} threads inside an operator everywhere. {}",
+             transformers' has random weights. {} threads everywhere: inside an operator, or in lanes where the engine and the service have several \
+             texts. The engine in its loop has one lane for single texts and threads that wait awake, as the loops in Python have. {}",
             settings.encoder_texts,
             CACHE_BYTES / 1024,
             spread(hits, 0),

@@ -1,5 +1,6 @@
 //! ONNX Runtime: the shared library, execution providers, sessions.
 
+mod lanes;
 mod library;
 mod native;
 mod options;
@@ -9,8 +10,10 @@ pub(crate) mod signature;
 
 use std::path::PathBuf;
 
+pub(crate) use lanes::LaneThreads;
+pub use lanes::Lanes;
 pub use library::Runtime;
-pub use options::{Lanes, SessionOptions, WidenWeights};
+pub use options::{SessionOptions, WidenWeights};
 pub use provider::Provider;
 pub use session::open_graph;
 pub(crate) use session::{Outputs, Session};
@@ -60,7 +63,7 @@ pub enum RuntimeError {
         /// The first one.
         provider: Provider,
     },
-    /// The threads of a stage's lanes cannot be started.
+    /// The threads of the lanes cannot be started.
     #[error("the {lanes} lanes of runtime.lanes cannot be started: {reason}")]
     Threads {
         /// As configured.

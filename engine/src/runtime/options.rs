@@ -6,7 +6,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Provider, RuntimeError};
+use super::{Lanes, Provider, RuntimeError};
 
 /// Settings of ONNX Runtime and its sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,11 +27,11 @@ pub struct SessionOptions {
     pub device_id: u32,
     /// Threads that compute on the CPU; 0: one for each core.
     pub threads: usize,
-    /// How many parts of a stage's pass the threads compute side by side, each lane with its share of them. Threads of one operator
+    /// How many parts of a stage's pass, or of the texts that are embedded together, the threads compute side by side, each lane with its share of them. Threads of one operator
     /// wait for each other after each, lanes only at the end of the pass. 0: two, where there are two threads, since a guided row
-    /// counts twice; one with [`WidenWeights::InEachPass`]. One unguided row alone in a pass is computed by one lane. More than one is for the CPU alone.
+    /// counts twice; one with [`WidenWeights::InEachPass`]. One unguided row or text alone is computed by one lane. More than one is for the CPU alone.
     pub lanes: usize,
-    /// Most rows of a part, an unconditional one counted as its own: what it works on should stay in a core's cache. Only
+    /// Most rows of a part of a stage's pass, an unconditional one counted as its own: what it works on should stay in a core's cache. Only
     /// where there are lanes.
     pub lane_rows: NonZeroUsize,
     /// How long a thread of an operator on the CPU waits awake for its next part, in microseconds, before it sleeps; 0: it sleeps
@@ -49,17 +49,6 @@ pub struct SessionOptions {
 
 /// Rows of a part by default: on the CPUs where it was measured (docs/performance.md), 2 are 4 % slower, 16 are 3 %.
 const LANE_ROWS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
-
-/// How the passes of a stage are divided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lanes {
-    /// Parts side by side.
-    pub count: usize,
-    /// Most rows in a part.
-    pub rows: usize,
-    /// Threads of each; 0: one for each core.
-    pub threads: usize,
-}
 
 /// When weights that are stored smaller than f32 are widened. The values are the same, and so are the results but for the
 /// last bits: kernels may sum in another order.
@@ -118,21 +107,6 @@ impl SessionOptions {
                 threads: (threads / count).max(1),
             },
         })
-    }
-}
-
-// === impl Lanes ===
-
-impl Lanes {
-    /// How many of `rows` each part has: nearly the same, at most [`Lanes::rows`], and as many parts as there are lanes or a
-    /// multiple, so that no lane waits for another. With fewer rows than lanes, each is a part.
-    pub fn parts(&self, rows: usize) -> Vec<usize> {
-        let lanes = self.count.max(1);
-        let rounds = rows.div_ceil(lanes.saturating_mul(self.rows.max(1)));
-        let parts = (lanes * rounds).min(rows);
-        (0..parts)
-            .map(|part| (part + 1) * rows / parts - part * rows / parts)
-            .collect()
     }
 }
 

@@ -5,7 +5,6 @@
 mod condition_graph;
 mod conditioning;
 mod input;
-mod lanes;
 mod onnx;
 mod parts;
 mod pass;
@@ -25,6 +24,12 @@ use crate::runtime::RuntimeError;
 pub trait StageModel: Send {
     /// The stage as the bundle describes it.
     fn spec(&self) -> &StageSpec;
+
+    /// Rows of the smallest pass that gives all that computes side by side as much as it is best given; a row budget below leaves
+    /// something idle. 1 where the model does not know.
+    fn full_rows(&self) -> usize {
+        1
+    }
 
     /// What the steps reuse, for each input, in order.
     fn condition(&mut self, inputs: &[ConditioningInput]) -> Result<Vec<Arc<Conditioning>>, StageError>;

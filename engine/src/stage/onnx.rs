@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use super::condition_graph::ConditionGraph;
 use super::conditioning::Conditioning;
-use super::lanes::LaneThreads;
 use super::pass::Passes;
 use super::step_graph::{StepGraph, StepInputs};
 use super::{ConditioningInput, StageError, StageModel};
 use crate::bundle::{Bundle, BundleFault, Stage, StageSpec};
 use crate::row::Row;
-use crate::runtime::{Lanes, Provider, RuntimeError, SessionOptions};
+use crate::runtime::{LaneThreads, Lanes, Provider, RuntimeError, SessionOptions};
 
 /// A stage of a bundle, opened.
 #[derive(Debug)]
@@ -111,6 +110,10 @@ impl OnnxStage {
 impl StageModel for OnnxStage {
     fn spec(&self) -> &StageSpec {
         &self.spec
+    }
+
+    fn full_rows(&self) -> usize {
+        self.lanes.full_rows()
     }
 
     fn condition(&mut self, inputs: &[ConditioningInput]) -> Result<Vec<Arc<Conditioning>>, StageError> {

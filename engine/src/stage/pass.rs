@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use super::conditioning::Conditioning;
-use super::lanes::LaneThreads;
 use super::parts::{Share, divide};
 use super::step_graph::{LogitsForm, StepGraph, StepInputs};
 use super::{InputError, RowFailure, StageError};
 use crate::row::{Row, StepError};
-use crate::runtime::Lanes;
+use crate::runtime::{LaneThreads, Lanes};
 use crate::sampler::Scratch;
 
 /// Runs a stage's passes: what they use again and again.

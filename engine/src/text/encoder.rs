@@ -1,18 +1,32 @@
 //! The T5 encoder on ONNX Runtime.
 
+use std::collections::BTreeMap;
+
 use super::{Embedding, TextError, TokenIds, Tokenizer};
 use crate::bundle::{Bundle, BundleFault};
 use crate::runtime::signature::{Dimension, Signature, TensorSignature};
-use crate::runtime::{Element, Provider, RuntimeError, Session, SessionOptions};
+use crate::runtime::{Element, LaneThreads, Lanes, Provider, RuntimeError, Session, SessionOptions};
 
 /// Texts to embeddings. A text is padded to its own length bucket and shares a batch only with that bucket, so that its
 /// embedding does not depend on its batch mates.
 #[derive(Debug)]
 pub struct TextEncoder {
     session: Session,
+    lanes: Lanes,
+    threads: LaneThreads,
     tokenizer: Tokenizer,
     pad_id: i64,
     width: usize,
+}
+
+/// Texts that one lane computes in one run.
+struct Part<'texts> {
+    /// Tokens that each is padded to.
+    bucket: usize,
+    /// Indices into the texts of the call.
+    members: Vec<usize>,
+    texts: Vec<&'texts TokenIds>,
+    embedded: Result<Vec<Embedding>, TextError>,
 }
 
 // === impl TextEncoder ===
@@ -33,11 +47,22 @@ impl TextEncoder {
                 [Dimension::Batch, length, Dimension::Fixed(spec.width)],
             )]),
         };
-        let session = Session::open(bundle, &spec.encoder, options)?;
+        // A text is so much less than a row of a stage that parts need no limit to stay in a core's cache.
+        let lanes = Lanes {
+            rows: usize::MAX,
+            ..options.lanes()?
+        };
+        let of_a_lane = SessionOptions {
+            threads: lanes.threads,
+            ..options.clone()
+        };
+        let session = Session::open(bundle, &spec.encoder, &of_a_lane)?;
         session.check(bundle, &signature)?;
         let tokenizer = Tokenizer::open(bundle)?;
-        let mut encoder = TextEncoder {
+        let encoder = TextEncoder {
             session,
+            lanes,
+            threads: LaneThreads::start(lanes)?,
             tokenizer,
             pad_id: i64::from(spec.pad_id),
             width: spec.width,
@@ -61,33 +86,55 @@ impl TextEncoder {
         self.tokenizer.tokenize(text)
     }
 
-    /// Embeds each text, in order. Texts of different buckets go in separate passes.
+    /// Embeds each text, in order. Texts of different buckets go in separate runs, those of one bucket in one for each lane
+    /// ([`SessionOptions::lanes`]).
     pub fn embed(&mut self, texts: &[TokenIds]) -> Result<Vec<Embedding>, TextError> {
-        let mut buckets: Vec<usize> = texts.iter().map(|ids| self.tokenizer.bucket(ids)).collect();
-        buckets.sort_unstable();
-        buckets.dedup();
+        let mut parts = self.divide(texts);
+        self.threads.each(&mut parts, |part| {
+            part.embedded = self.embed_bucket(&part.texts, part.bucket);
+        });
         let mut embeddings: Vec<Option<Embedding>> = vec![None; texts.len()];
-        for bucket in buckets {
-            let members: Vec<usize> = (0..texts.len())
-                .filter(|index| self.tokenizer.bucket(&texts[*index]) == bucket)
-                .collect();
-            let ids: Vec<&TokenIds> = members.iter().map(|index| &texts[*index]).collect();
-            let embedded = self.embed_bucket(&ids, bucket).map_err(|error| match error {
+        for part in parts {
+            let embedded = part.embedded.map_err(|error| match error {
                 TextError::NotFinite { index } => TextError::NotFinite {
-                    index: members[index],
+                    index: part.members[index],
                 },
                 other => other,
             })?;
-            for (index, embedding) in members.into_iter().zip(embedded) {
+            for (index, embedding) in part.members.into_iter().zip(embedded) {
                 embeddings[index] = Some(embedding);
             }
         }
         Ok(embeddings.into_iter().flatten().collect())
     }
 
+    /// The longest texts first, so that no lane begins them last.
+    fn divide<'texts>(&self, texts: &'texts [TokenIds]) -> Vec<Part<'texts>> {
+        let mut by_bucket: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (index, text) in texts.iter().enumerate() {
+            by_bucket
+                .entry(self.tokenizer.bucket(text))
+                .or_default()
+                .push(index);
+        }
+        let mut parts = Vec::new();
+        for (bucket, mut left) in by_bucket.into_iter().rev() {
+            for size in self.lanes.parts(left.len()) {
+                let members: Vec<usize> = left.drain(..size).collect();
+                parts.push(Part {
+                    bucket,
+                    texts: members.iter().map(|index| &texts[*index]).collect(),
+                    members,
+                    embedded: Ok(Vec::new()),
+                });
+            }
+        }
+        parts
+    }
+
     /// Runs the largest token id that the manifest allows: an embedding table that is too small would only fail on the
     /// prompt that first uses the id.
-    fn probe(&mut self, bundle: &Bundle) -> Result<(), TextError> {
+    fn probe(&self, bundle: &Bundle) -> Result<(), TextError> {
         let spec = bundle.text();
         let largest = spec.vocab_size.saturating_sub(1);
         let ids = TokenIds::single(u32::try_from(largest).unwrap_or(u32::MAX));
@@ -104,7 +151,7 @@ impl TextEncoder {
     }
 
     /// One pass over texts that are all padded to `bucket` tokens.
-    fn embed_bucket(&mut self, texts: &[&TokenIds], bucket: usize) -> Result<Vec<Embedding>, TextError> {
+    fn embed_bucket(&self, texts: &[&TokenIds], bucket: usize) -> Result<Vec<Embedding>, TextError> {
         let shape = [texts.len(), bucket];
         let mut ids = vec![self.pad_id; texts.len() * bucket];
         let mut mask = vec![0i64; texts.len() * bucket];

@@ -54,6 +54,14 @@ impl PassCurve {
             .map(|point| point.rows)
     }
 
+    /// The largest batch measured that has at most `rows` and took at most `time`.
+    pub fn largest(&self, rows: usize, time: Duration) -> Option<usize> {
+        self.points
+            .iter()
+            .rfind(|point| point.rows <= rows && point.time <= time)
+            .map(|point| point.rows)
+    }
+
     /// Estimated time of a pass over `rows`: linear between points, in proportion beyond the last. Zero when nothing is
     /// known.
     pub fn time(&self, rows: usize) -> Duration {
@@ -124,6 +132,17 @@ mod tests {
         assert_eq!(curve.knee(0.05), Some(8));
         assert_eq!(curve.knee(0.5), Some(4));
         assert_eq!(PassCurve::default().knee(0.05), None);
+    }
+
+    #[test]
+    fn the_largest_batch_is_bounded_by_rows_and_by_time() {
+        let curve = curve(&[(1, 10), (2, 20), (4, 40), (6, 60)]);
+        let largest = |rows, millis| curve.largest(rows, Duration::from_millis(millis));
+        assert_eq!(largest(4, 1000), Some(4));
+        assert_eq!(largest(5, 1000), Some(4));
+        assert_eq!(largest(100, 50), Some(4));
+        assert_eq!(largest(100, 5), None);
+        assert_eq!(largest(0, 1000), None);
     }
 
     #[test]

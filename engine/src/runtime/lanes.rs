@@ -1,21 +1,55 @@
-//! The threads that compute the parts of a pass side by side.
+//! How a pass on the CPU is divided, and the threads that compute its parts side by side.
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::runtime::{Lanes, RuntimeError};
+use super::RuntimeError;
+
+/// How passes are divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lanes {
+    /// Parts side by side.
+    pub count: usize,
+    /// Most rows in a part.
+    pub rows: usize,
+    /// Threads of each; 0: one for each core.
+    pub threads: usize,
+}
 
 /// A caller and its helpers, who stay from pass to pass.
 #[derive(Debug)]
-pub(super) struct LaneThreads {
+pub(crate) struct LaneThreads {
     /// All lanes but the caller's; `None`: there is no other.
     helpers: Option<rayon::ThreadPool>,
+}
+
+// === impl Lanes ===
+
+impl Lanes {
+    /// Rows of the smallest pass that gives every lane a part of [`Lanes::rows`]; 1 with a single lane, whose parts have no limit.
+    pub fn full_rows(&self) -> usize {
+        match self.count {
+            0 | 1 => 1,
+            count => count.saturating_mul(self.rows),
+        }
+    }
+
+    /// How many of `rows` each part has: nearly the same, at most [`Lanes::rows`], and as many parts as there are lanes or a
+    /// multiple, so that no lane waits for another. With fewer rows than lanes, each is a part.
+    pub fn parts(&self, rows: usize) -> Vec<usize> {
+        let lanes = self.count.max(1);
+        let rounds = rows.div_ceil(lanes.saturating_mul(self.rows.max(1)));
+        let parts = (lanes * rounds).min(rows);
+        (0..parts)
+            .map(|part| (part + 1) * rows / parts - part * rows / parts)
+            .collect()
+    }
 }
 
 // === impl LaneThreads ===
 
 impl LaneThreads {
     /// Starts them.
-    pub(super) fn start(lanes: Lanes) -> Result<LaneThreads, RuntimeError> {
+    pub(crate) fn start(lanes: Lanes) -> Result<LaneThreads, RuntimeError> {
         let helpers = (lanes.count > 1)
             .then(|| {
                 rayon::ThreadPoolBuilder::new()
@@ -33,7 +67,7 @@ impl LaneThreads {
 
     /// Calls `work` on every part, as many at once as there are lanes, and returns when all are done. Whoever is done with one
     /// takes the next.
-    pub(super) fn each<T: Send>(&self, parts: &mut [T], work: impl Fn(&mut T) + Sync) {
+    pub(crate) fn each<T: Send>(&self, parts: &mut [T], work: impl Fn(&mut T) + Sync) {
         let Some(helpers) = self.helpers.as_ref().filter(|_| parts.len() > 1) else {
             parts.iter_mut().for_each(work);
             return;
@@ -70,6 +104,19 @@ mod tests {
             threads: 1,
         };
         LaneThreads::start(lanes).unwrap()
+    }
+
+    #[test]
+    fn a_full_pass_has_a_full_part_for_each_lane() {
+        let lanes = |count, rows| Lanes {
+            count,
+            rows,
+            threads: 1,
+        };
+        assert_eq!(lanes(2, 4).full_rows(), 8);
+        assert_eq!(lanes(2, 4).parts(8), [4, 4]);
+        assert_eq!(lanes(1, usize::MAX).full_rows(), 1);
+        assert_eq!(lanes(2, usize::MAX).full_rows(), usize::MAX);
     }
 
     #[test]
