@@ -3,7 +3,7 @@
 //! [`run`]: one session, run by several threads at once. `ort`'s own `run` borrows the session mutably, because the allocators of
 //! some execution providers are not safe to share. ONNX Runtime itself promises it for `OrtApi::Run` ("sessions are stateless so
 //! you can call Run concurrently", microsoft/onnxruntime #22967, and #114, #13571), and its own test runner does so on the CPU. So
-//! the lanes of a stage ([`SessionOptions::lanes`](super::SessionOptions::lanes)) do on the CPU, and nowhere else. A session for
+//! the lanes of a stage and of the text encoder ([`SessionOptions::lanes`](super::SessionOptions::lanes)) do on the CPU, and nowhere else. A session for
 //! each lane would need no unsafe code, and the weights once more for each.
 //!
 //! [`share_arena`]: one arena for all sessions of the process. With an arena of its own each session keeps the most that it ever
