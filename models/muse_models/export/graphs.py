@@ -1,6 +1,8 @@
 """The graphs of a bundle as PyTorch modules: each has the inputs and outputs that `docs/bundle.md` names."""
 
 import copy
+import itertools
+import random
 from dataclasses import dataclass, field
 
 import torch
@@ -171,16 +173,19 @@ def step_graph(model: StageModel, condition: Graph, whole: bool = False) -> Grap
     generator = torch.Generator().manual_seed(3)
     config = model.config
     tokens = torch.randint(0, config.codebook_size, (2, config.positions), generator=generator)
-    masked = torch.rand(2, config.positions, generator=generator) < 0.5
-    grids = torch.tensor([0, 1, 0])
+    # Not torch's numbers: how many are masked must be known where tensors have shapes and no contents (`export.random`).
+    cells = random.Random(3)
+    masked = [[cells.random() < 0.5 for _ in range(config.positions)] for _ in range(2)]
+    grids = [0, 1, 0]
     with torch.no_grad():
         conditioning = condition.module(*condition.inputs.values())
-    inputs = {"tokens": torch.where(masked, config.mask_id, tokens)}
+    inputs = {"tokens": torch.where(torch.tensor(masked), config.mask_id, tokens)}
     if whole:
         inputs |= dict(zip(condition.outputs, conditioning, strict=True))
         return Graph(WholeStepGraph(model), inputs, ["logits"])
-    inputs["grids"] = grids
-    inputs["positions"] = masked[grids].flatten().nonzero().flatten()
+    inputs["grids"] = torch.tensor(grids)
+    of_rows = itertools.chain.from_iterable(masked[grid] for grid in grids)
+    inputs["positions"] = torch.tensor([position for position, is_masked in enumerate(of_rows) if is_masked])
     inputs |= {name: values[[0, 1, 1]] for name, values in zip(condition.outputs, conditioning, strict=True)}
     return Graph(StepGraph(model), inputs, ["logits"], first_axes={"tokens": "G", "positions": "M"})
 
