@@ -16,7 +16,7 @@ pub struct Scratch {
     pub(crate) guided: Vec<f32>,
     /// z = logits / temperature.
     scaled: Vec<f32>,
-    /// exp(z − max z).
+    /// E(z − max z), an exponential.
     weights: Vec<f32>,
     /// z again, shuffled by the search for the k-th largest.
     selection: Vec<f32>,
@@ -62,7 +62,10 @@ pub fn draw(logits: &[f32], settings: DrawSettings, u: f32, scratch: &mut Scratc
     if greedy || settings.temperature == 1.0 {
         scaled.extend_from_slice(logits);
     } else {
-        scaled.extend(logits.iter().map(|logit| logit / settings.temperature));
+        with_vectors(
+            #[inline(always)]
+            || scaled.extend(logits.iter().map(|logit| logit / settings.temperature)),
+        );
     }
     let largest = finite_max(scaled)?;
 
@@ -202,7 +205,7 @@ fn first_beyond(threshold: f64, weights: &[f32], sums: &[f64]) -> Option<usize> 
     weights.iter().take(end).rposition(|weight| *weight > 0.0)
 }
 
-/// `weights[i] = exp(z[i] − largest)`; both are of one length.
+/// `weights[i] = E(z[i] − largest)`; both are of one length.
 ///
 /// Most of what sampling costs.
 fn exponentials(z: &[f32], largest: f32, weights: &mut [f32]) {
@@ -210,49 +213,37 @@ fn exponentials(z: &[f32], largest: f32, weights: &mut [f32]) {
         #[inline(always)]
         || {
             for (weight, z) in weights.iter_mut().zip(z) {
-                *weight = exp_rounded(z - largest);
+                *weight = exponential(z - largest);
             }
         },
     );
 }
 
-/// `exp(x)` for x ≤ 0, computed in f64 and rounded once to f32.
+/// E(x) of docs/decoding.md: `exp(x)` for x ≤ 0, within two units in the last place, and 0 below −87.
 ///
-/// Own code because tokens must be equal on every machine, and the C libraries' `expf` differ in their last bits; additions
-/// and multiplications do not. Being free of branches it also becomes vector instructions. The result differs from the
-/// correctly rounded one for about one argument in 2²⁸.
+/// Own code because tokens must be equal on every machine, and the C libraries' `expf` differ in their last bits; f32 additions and
+/// multiplications do not. Being free of branches it also becomes vector instructions, whose whole width f32 uses.
 #[inline(always)]
-fn exp_rounded(x: f32) -> f32 {
-    const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2⁵²: adding and subtracting it rounds to an integer
-    const LN_2_HIGH: f64 = 6.931_471_803_691_238e-1;
-    const LN_2_LOW: f64 = 1.908_214_929_270_587_7e-10;
-    // Below this the result is less than half of the least f32; the clamp keeps the exponent below in range.
-    let x = f64::from(if x > -110.0 { x } else { -110.0 });
-    let shifted = x * std::f64::consts::LOG2_E + ROUND;
+pub fn exponential(x: f32) -> f32 {
+    /// Nothing less is a normal f32 for long, and processors take many times as long for what is not.
+    const LEAST: f32 = -87.0;
+    /// 1.5 · 2²³: adding and subtracting it rounds to an integer.
+    const ROUND: f32 = 12_582_912.0;
+    /// ln 2 in two: the first has so few bits that its product with a small integer is exact.
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
+    const LN_2_LOW: f32 = (std::f64::consts::LN_2 - 355.0 / 512.0) as f32;
+    let clamped = if x > LEAST { x } else { LEAST };
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
-    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
-    // Taylor's series to r¹³; |r| ≤ ln 2 / 2, so the rest is below 2⁻⁵⁷.
-    let mut sum = 1.0 / 6_227_020_800.0;
-    for factorial in [
-        479_001_600.0,
-        39_916_800.0,
-        3_628_800.0,
-        362_880.0,
-        40_320.0,
-        5_040.0,
-        720.0,
-        120.0,
-        24.0,
-        6.0,
-        2.0,
-        1.0,
-        1.0,
-    ] {
+    let r = (clamped - n * LN_2_HIGH) - n * LN_2_LOW;
+    // Taylor's series to r⁷; |r| ≤ ln 2 / 2, so the rest is below 2⁻²⁷.
+    let mut sum = 1.0 / 5_040.0;
+    for factorial in [720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0f32] {
         sum = sum * r + 1.0 / factorial;
     }
     // The low bits of `shifted` hold n; moved into the exponent they make 2ⁿ.
-    let power = f64::from_bits(shifted.to_bits().wrapping_shl(52).wrapping_add(1023 << 52));
-    (sum * power) as f32
+    let power = f32::from_bits(shifted.to_bits().wrapping_shl(23).wrapping_add(127 << 23));
+    if x >= LEAST { sum * power } else { 0.0 }
 }
 
 /// Confidence of a drawn token: `ln p + τ·Gumbel`; with τ = 0 no noise is drawn.

@@ -7,7 +7,7 @@
 mod support;
 
 use muse_engine::random::{gumbel, philox, uniform};
-use muse_engine::sampler::{DrawSettings, Scratch, confidence, draw, least_confident};
+use muse_engine::sampler::{DrawSettings, Scratch, confidence, draw, exponential, least_confident};
 use muse_engine::stage::OnnxStage;
 use muse_engine::{
     Bundle, ConditioningInput, GuidanceSchedule, MaskSchedule, Row, RowConditioning, RowSettings, Sampling,
@@ -54,6 +54,7 @@ struct SamplerGolden {
     philox: Vec<PhiloxCase>,
     draws: Vec<WordsCase>,
     uniforms: Vec<UniformCase>,
+    exponentials: Vec<ExponentialCase>,
     schedules: Vec<ScheduleCase>,
     guidance: Vec<GuidanceCase>,
     halton: Vec<HaltonCase>,
@@ -83,6 +84,12 @@ struct UniformCase {
     word: u32,
     uniform: f32,
     gumbel: f32,
+}
+
+#[derive(Deserialize)]
+struct ExponentialCase {
+    x: f32,
+    exponential: f32,
 }
 
 #[derive(Deserialize)]
@@ -318,6 +325,9 @@ fn schedules_guidance_and_orders_equal_the_references() {
 #[test]
 fn draws_and_remasks_equal_the_references() {
     let golden: SamplerGolden = read("sampler.json");
+    for case in &golden.exponentials {
+        assert_eq!(exponential(case.x), case.exponential, "E({})", case.x);
+    }
     let mut scratch = Scratch::default();
     for case in &golden.samples {
         let settings = DrawSettings {

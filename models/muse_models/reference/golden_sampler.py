@@ -1,7 +1,7 @@
 """Golden vectors of the sampler's parts, without a model: `python -m muse_models.reference.golden_sampler --out FILE`.
 
-Every f32 is written so that reading it as f64 and rounding to f32 gives it back to the bit. Logarithms and exponentials
-may differ by a unit in the last place between libraries; compare what contains them with a tolerance of 1e-6.
+Every f32 is written so that reading it as f64 and rounding to f32 gives it back to the bit. Logarithms may differ by a
+unit in the last place between libraries; compare what contains them with a tolerance of 1e-6.
 """
 
 import argparse
@@ -57,6 +57,14 @@ def uniform_vectors() -> list[dict[str, Any]]:
         {"word": int(word), "uniform": float(u), "gumbel": float(g)}
         for word, u, g in zip(words, uniforms, rng.gumbel(uniforms), strict=True)
     ]
+
+
+def exponential_vectors() -> list[dict[str, Any]]:
+    """Down to the last argument whose exponential is not 0, and beyond."""
+    random = np.random.default_rng(9)
+    asked = np.concatenate([[0, -(2.0**-24), -0.34657, -0.34658, -1, -86.99, -87, -87.001, -200], -random.exponential(8, 200)])
+    asked = asked.astype(np.float32)
+    return [{"x": float(x), "exponential": float(e)} for x, e in zip(asked, sampler.exponential(asked), strict=True)]
 
 
 def schedule_vectors() -> list[dict[str, Any]]:
@@ -128,6 +136,7 @@ def main() -> None:
         "philox": philox_vectors(),
         "draws": draw_vectors(),
         "uniforms": uniform_vectors(),
+        "exponentials": exponential_vectors(),
         "schedules": schedule_vectors(),
         "guidance": guidance_vectors(),
         "halton": [{"grid": list(grid), "order": schedule.halton_order(*grid).tolist()} for grid in GRIDS],

@@ -66,7 +66,7 @@ def sample(logits: np.ndarray, u: np.ndarray, temperature: float, top_k: int) ->
         kept = np.zeros(z.shape, bool)
         np.put_along_axis(kept, largest, True, axis=1)
     shifted = z - z.max(axis=1, keepdims=True)
-    weights = np.where(kept, rng.rounded(np.exp, shifted), np.float32(0))
+    weights = np.where(kept, exponential(shifted), np.float32(0))
     ends, running = _sums(weights)
     total = ends[:, -1]
     if greedy:
@@ -82,6 +82,18 @@ def sample(logits: np.ndarray, u: np.ndarray, temperature: float, top_k: int) ->
         tokens = block * _BLOCK + np.where(passed.any(axis=1), passed.argmax(axis=1), last)
     log_probability = shifted[np.arange(len(tokens)), tokens] - np.log(total).astype(np.float32)
     return tokens, log_probability
+
+
+def exponential(x: np.ndarray) -> np.ndarray:
+    """E(x) of `docs/decoding.md`: f32 exp of f32 x <= 0 by f32 operations alone, the same bits on every machine; 0 below -87."""
+    f32, least = np.float32, np.float32(-87)
+    clamped = np.maximum(x, least)
+    n = (clamped * f32(np.log2(np.e)) + f32(1.5 * 2**23)) - f32(1.5 * 2**23)
+    r = (clamped - n * f32(355 / 512)) - n * f32(np.log(2) - 355 / 512)
+    power_series = np.full_like(r, 1 / 5040)
+    for factorial in (720, 120, 24, 6, 2, 1, 1):
+        power_series = power_series * r + f32(1 / factorial)
+    return np.where(x < least, f32(0), power_series * np.exp2(n))
 
 
 _BLOCK = 64

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from muse_models.reference import guidance, rng
-from muse_models.reference.sampler import Key, Settings, decode, least_confident, sample
+from muse_models.reference.sampler import Key, Settings, decode, exponential, least_confident, sample
 from muse_models.reference.schedule import halton_order
 
 PLAIN = Settings(
@@ -154,3 +154,11 @@ def test_halton_reveals_the_first_positions_of_its_order():
     assert [len(known) for known in seen] == [0, 6, 12, 18]
     for known in seen:
         assert set(known) == set(halton_order(4, 6)[: len(known)])
+
+
+def test_the_exponential_is_within_two_units_in_the_last_place_and_ends_at_minus_87():
+    x = -np.linspace(0, 87, 500_001).astype(np.float32)
+    expected = np.exp(x.astype(np.float64)).astype(np.float32)
+    units = np.abs(exponential(x).view(np.int32) - expected.view(np.int32))
+    assert units.max() <= 2, (units.max(), x[units.argmax()])
+    assert exponential(np.array([0, -87.001, -1e30, -np.inf], np.float32)).tolist() == [1, 0, 0, 0]
