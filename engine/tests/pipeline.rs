@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::num::NonZeroUsize;
+
 use muse_engine::pipeline::{Pipeline, PipelineOptions, Progress, Request};
 use muse_engine::{
     Error, SamplingOverrides, SessionOptions, Stage, TextEncoder, TextError, Tokenizer, WidenWeights,
@@ -200,4 +202,29 @@ fn an_embedding_does_not_depend_on_its_batch_mates() {
         assert_eq!(&encoder.embed(std::slice::from_ref(ids)).unwrap()[0], together);
     }
     assert_eq!(encoder.embed(&[]).unwrap(), []);
+}
+
+#[test]
+fn an_embedding_does_not_depend_on_the_lanes_that_texts_are_divided_among() {
+    let encoder = |lanes| {
+        let options = SessionOptions {
+            threads: 2,
+            lanes,
+            lane_rows: NonZeroUsize::MIN,
+            ..options()
+        };
+        TextEncoder::open(&bundle("tiny"), &options).unwrap()
+    };
+    let (mut one, mut two) = (encoder(1), encoder(2));
+    // More of one length than there are lanes, and other lengths between them.
+    let texts = [
+        "a red circle",
+        "red",
+        "a blue star",
+        "",
+        "two green hearts",
+        "a star",
+    ];
+    let ids: Vec<_> = texts.iter().map(|text| one.tokenize(text).unwrap()).collect();
+    assert_eq!(one.embed(&ids).unwrap(), two.embed(&ids).unwrap());
 }

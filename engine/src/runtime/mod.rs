@@ -3,6 +3,7 @@
 mod lanes;
 mod library;
 mod native;
+mod opening;
 mod options;
 mod provider;
 mod session;
@@ -13,9 +14,9 @@ use std::path::PathBuf;
 pub(crate) use lanes::LaneThreads;
 pub use lanes::Lanes;
 pub use library::Runtime;
+pub use opening::open_graph;
 pub use options::{SessionOptions, WidenWeights};
 pub use provider::Provider;
-pub use session::open_graph;
 pub(crate) use session::{Outputs, Session};
 pub(crate) use signature::Element;
 
