@@ -49,10 +49,11 @@ impl Gateways {
     /// A connection to the first gateway that answers.
     pub(crate) async fn connect(&mut self) -> Result<Channel, Failure> {
         let mut reasons = Vec::new();
+        let connector = client::connector(&GrpcClient::default());
         for offset in 0..self.endpoints.len() {
             let index = (self.first + offset) % self.endpoints.len();
             let (address, endpoint) = &self.endpoints[index];
-            match endpoint.connect().await {
+            match endpoint.connect_with_connector(connector.clone()).await {
                 Ok(channel) => {
                     self.first = index;
                     return Ok(channel);

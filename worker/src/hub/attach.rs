@@ -5,7 +5,7 @@ use std::time::Duration;
 use muse_proto::internal::v1::{
     AttachRequest, AttachResponse, Hello, attach_request, attach_response, worker_hub_client::WorkerHubClient,
 };
-use muse_service::error::code_name;
+use muse_service::{client::connector, config::GrpcClient, error::code_name};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Endpoint};
@@ -75,12 +75,13 @@ pub(super) fn backoff(failures: u32, config: &Hub, random: f64) -> Duration {
 /// Why there is no connection, with the endpoint's name.
 pub(super) async fn attach(
     endpoint: Endpoint,
+    client: &GrpcClient,
     hello: Hello,
     limit: Duration,
     max_message: usize,
 ) -> Result<Link, Loss> {
     let uri = endpoint.uri().to_string();
-    let attached = tokio::time::timeout(limit, open(endpoint, hello, max_message));
+    let attached = tokio::time::timeout(limit, open(endpoint, client, hello, max_message));
     let mut attached = attached
         .await
         .unwrap_or_else(|_| Err(Loss::passing(format!("no welcome in {limit:?}"))));
@@ -90,9 +91,14 @@ pub(super) async fn attach(
     attached
 }
 
-async fn open(endpoint: Endpoint, hello: Hello, max_message: usize) -> Result<Link, Loss> {
+async fn open(
+    endpoint: Endpoint,
+    client: &GrpcClient,
+    hello: Hello,
+    max_message: usize,
+) -> Result<Link, Loss> {
     let channel = endpoint
-        .connect()
+        .connect_with_connector(connector(client))
         .await
         .map_err(|error| Loss::passing(format!("cannot connect: {}", causes(&error))))?;
     let mut client = WorkerHubClient::new(channel).max_decoding_message_size(max_message);

@@ -209,10 +209,10 @@ impl<J: Jobs> Client<J> {
         let wait = backoff(self.failures, &self.config, rand::random::<f64>());
         let limit = Duration::from_millis(self.config.attach_timeout_ms);
         let max_message = self.config.max_message_bytes;
-        let hello = self.hello.clone();
+        let (client, hello) = (self.config.client.clone(), self.hello.clone());
         Box::pin(async move {
             tokio::time::sleep(wait).await;
-            attach(endpoint, hello, limit, max_message).await
+            attach(endpoint, &client, hello, limit, max_message).await
         })
     }
 
