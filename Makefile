@@ -30,7 +30,7 @@ RUST_TESTS := $(if $(shell command -v cargo-nextest),cargo nextest run --no-fail
 SUITES := format dependencies protos containers clippy rust reference chart foreign-client
 
 .NOTPARALLEL:
-.PHONY: help demo test lint bench peers soak bundle evaluate test-models clean runtime python build $(SUITES)
+.PHONY: help demo test lint bench bench-all peers soak bundle evaluate test-models clean runtime python build $(SUITES)
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -82,10 +82,14 @@ foreign-client: runtime python build
 
 # === longer chores ===
 
-bench: runtime python ## measure on this machine, in about an hour, into docs/performance.md
+bench: BENCH := --brief
+bench bench-all: runtime python
 	cargo build --release --locked --bins $(addprefix --package ,muse-bench muse-gateway muse-worker muse-encoder-svc musectl)
 	cargo bench --locked --package muse-bench
-	$(RELEASE)/muse-bench all --criterion $(dir $(RELEASE))criterion --json $(dir $(RELEASE))bench.json --out docs/performance.md
+	$(RELEASE)/muse-bench all $(BENCH) --criterion $(dir $(RELEASE))criterion --json $(dir $(RELEASE))bench.json --out docs/performance.md
+
+bench: ## measure on this machine, in 20 minutes after the build, into docs/performance.md
+bench-all: ## the same in more and longer rounds, with a million jobs in the queue: an hour
 
 peers: ## fetch what `make bench` compares with: PyTorch's peers, mosec, BullMQ, Celery (several gigabytes)
 	@$(FETCH) python-train python-foreign pytorch-peers python-peers node-peers

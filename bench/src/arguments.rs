@@ -27,7 +27,10 @@ pub(crate) struct Arguments {
     /// Short rounds, to see that everything runs: the figures mean nothing
     #[arg(long, global = true)]
     pub(crate) quick: bool,
-    /// Rounds of whatever takes turns [default: 5, or 2 with --quick]
+    /// Fewer and shorter rounds, and no queue of a million: `all` in some 20 minutes
+    #[arg(long, global = true, conflicts_with = "quick")]
+    pub(crate) brief: bool,
+    /// Rounds of whatever takes turns [default: 5, 3 with --brief, 2 with --quick]
     #[arg(long, global = true)]
     pub(crate) rounds: Option<usize>,
     /// Python for the peers: NumPy, ONNX Runtime, tokenizers, Pillow
@@ -71,7 +74,7 @@ pub(crate) enum Command {
     Priority,
     /// Memory of each process before the first job and over many, and a worker's over its weights
     Memory {
-        /// Jobs [default: 10000, or 200 with --quick]
+        /// Jobs [default: 10000, 400 with --brief, 200 with --quick]
         #[arg(long, value_name = "JOBS")]
         jobs: Option<usize>,
     },
@@ -81,7 +84,7 @@ pub(crate) enum Command {
     Server,
     /// The queue with workers that compute nothing, beside BullMQ and Celery, and at several depths
     Queue {
-        /// Jobs that wait, in rising order [default: 100,10000,1000000]
+        /// Jobs that wait, in rising order [default: 100,10000,1000000, without the last with --brief]
         #[arg(long, value_delimiter = ',', value_name = "JOBS")]
         depths: Vec<u64>,
     },
@@ -168,6 +171,20 @@ const FULL: Settings = Settings {
     depths: &[100, 10_000, 1_000_000],
 };
 
+/// What fits in 20 minutes and still has medians.
+const BRIEF: Settings = Settings {
+    rounds: 3,
+    jobs: 60,
+    window: Duration::from_secs(10),
+    server_window: Duration::from_secs(8),
+    mixed_jobs: 4,
+    celery_jobs: 500,
+    scale_rounds: 1,
+    scale_window: Duration::from_secs(5),
+    depths: &[100, 10_000],
+    ..FULL
+};
+
 const QUICK: Settings = Settings {
     rounds: 2,
     most_rows: 4,
@@ -191,7 +208,11 @@ const QUICK: Settings = Settings {
 
 impl Arguments {
     pub(crate) fn settings(&self) -> Settings {
-        let settings = if self.quick { QUICK } else { FULL };
+        let settings = match (self.quick, self.brief) {
+            (true, _) => QUICK,
+            (false, true) => BRIEF,
+            (false, false) => FULL,
+        };
         Settings {
             rounds: self.rounds.map_or(settings.rounds, |rounds| rounds.max(1)),
             ..settings
@@ -207,21 +228,23 @@ impl Arguments {
         }
     }
 
-    /// How long jobs arrive at each rate; among all measurements half as long.
+    /// How long jobs arrive at each rate; among all measurements half as long, or a quarter.
     pub(crate) fn open_loop_window(&self, among_all: bool) -> Duration {
-        Duration::from_secs(match (self.quick, among_all) {
-            (true, _) => 2,
-            (false, true) => 30,
-            (false, false) => 60,
+        Duration::from_secs(match (self.quick, self.brief, among_all) {
+            (true, ..) => 2,
+            (_, true, _) => 15,
+            (.., true) => 30,
+            _ => 60,
         })
     }
 
-    /// Jobs over which memory is watched; among all measurements a fifth.
+    /// Jobs over which memory is watched; among all measurements a fifth of them, or less.
     pub(crate) fn memory_jobs(&self, among_all: bool) -> usize {
-        match (self.quick, among_all) {
-            (true, _) => 200,
-            (false, true) => 2_000,
-            (false, false) => 10_000,
+        match (self.quick, self.brief, among_all) {
+            (true, ..) => 200,
+            (_, true, _) => 400,
+            (.., true) => 2_000,
+            _ => 10_000,
         }
     }
 

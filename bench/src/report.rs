@@ -202,7 +202,8 @@ impl Report {
     fn markdown(&self) -> String {
         let mut text = String::from(
             "# Performance\n\nWritten by `make bench`; do not edit. [bench/README.md](../bench/README.md) says how each figure is \
-             measured and what it means. Figures are `median (least–greatest)` over rounds that took turns, so that what is \
+             measured and what it means, [performance-notes.md](performance-notes.md) what falls short and why, and what longer \
+             runs found. Figures are `median (least–greatest)` over rounds that took turns, so that what is \
              compared saw the same machine.\n\n",
         );
         text.push_str(&self.machine.markdown());
