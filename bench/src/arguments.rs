@@ -7,7 +7,7 @@ use muse_engine::SessionOptions;
 use musectl::cluster::{Override, Programs, find_onnxruntime};
 
 /// Benchmarks of the engine and the cluster, side by side in one run.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -15,7 +15,7 @@ pub(crate) struct Arguments {
     /// The bundle
     #[arg(long, global = true, default_value = "bundles/demo")]
     pub(crate) bundle: PathBuf,
-    /// A bundle with integer products (`muse_models.export.static_int8`), measured beside the PyTorch peers as well
+    /// A bundle with integer products (`muse_models.export.static_int8`): peers and servers are measured beside it as well
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) int8_bundle: Option<PathBuf>,
     /// Threads inside an operator, for the engine and for peers; 0: one for each core
@@ -56,7 +56,7 @@ pub(crate) struct Arguments {
     pub(crate) json: Option<PathBuf>,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Command {
     /// The engine alone: time of a pass at each size, sampling, pictures a second in a bare loop
     Engine,
@@ -207,6 +207,16 @@ const QUICK: Settings = Settings {
 };
 
 impl Arguments {
+    /// The same with the bundle of integer products in the bundle's place, where there is one.
+    pub(crate) fn on_int8(&self) -> Option<Arguments> {
+        let bundle = self.int8_bundle.clone()?;
+        Some(Arguments {
+            bundle,
+            int8_bundle: None,
+            ..self.clone()
+        })
+    }
+
     pub(crate) fn settings(&self) -> Settings {
         let settings = match (self.quick, self.brief) {
             (true, _) => QUICK,

@@ -82,7 +82,7 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
         Command::Arithmetic => arithmetic::measure(arguments, &settings, bundle)?,
         Command::Encoder => vec![encoder::measure(arguments, &settings, bundle).await?],
         Command::Peers => loops::measure(arguments, &settings, bundle)?,
-        Command::Server => vec![server::measure(arguments, &settings).await?],
+        Command::Server => server::measure(arguments, &settings).await?,
         Command::Overhead => vec![overhead::measure(arguments, &settings, bundle).await?],
         Command::Saturation => {
             let engine = engine::measure(arguments, &settings, bundle)?;
@@ -118,7 +118,7 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
             sections.push(priority::measure(arguments, &settings).await?);
             sections.push(memory::measure(arguments, bundle, arguments.memory_jobs(true)).await?);
             sections.extend(loops::measure(arguments, &settings, bundle)?);
-            sections.push(server::measure(arguments, &settings).await?);
+            sections.extend(server::measure(arguments, &settings).await?);
             sections.extend(queue::measure(arguments, &settings, &arguments.depths(&[])).await?);
             sections.push(queue::scale(arguments, &settings).await?);
             if let Some(folder) = criterion {

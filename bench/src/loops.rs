@@ -49,16 +49,24 @@ pub(crate) enum Python {
     Training,
 }
 
-const PEERS: [Peer; 3] = [
-    Peer {
-        name: "python",
-        title: "A plain Python loop on the same graphs",
-        python: Python::Tests,
-        script: concat!(env!("CARGO_MANIFEST_DIR"), "/python/plain_loop.py"),
-        faster: 1.3,
-        text: "The bundle's ONNX graphs in batches, sampling vectorised in NumPy, PNG by Pillow; ONNX Runtime's other options as they come \
-               in Python.",
-    },
+const ON_SAME_GRAPHS: Peer = Peer {
+    name: "python",
+    title: "A plain Python loop on the same graphs",
+    python: Python::Tests,
+    script: concat!(env!("CARGO_MANIFEST_DIR"), "/python/plain_loop.py"),
+    faster: 1.3,
+    text: "The bundle's ONNX graphs in batches, sampling vectorised in NumPy, PNG by Pillow; ONNX Runtime's other options as they come \
+           in Python.",
+};
+
+/// Where the bundle has integer products.
+const ON_SAME_INT8_GRAPHS: Peer = Peer {
+    name: "python_int8",
+    title: "A plain Python loop on the same graphs, int8 bundle",
+    ..ON_SAME_GRAPHS
+};
+
+const IN_PYTORCH: [Peer; 2] = [
     Peer {
         name: "lucidrains",
         title: "muse-maskgit-pytorch (lucidrains)",
@@ -116,16 +124,15 @@ pub(crate) fn measure(
     settings: &Settings,
     bundle: &Bundle,
 ) -> anyhow::Result<Vec<Section>> {
-    PEERS
-        .iter()
-        .map(|peer| match peer.python.missing(arguments) {
-            None => beside(peer, arguments, settings, bundle),
-            Some(missing) => {
-                say(&format!("{}: not measured, {missing}", peer.title));
-                Ok(peer.section(format!("**Not measured**: {missing}."), Vec::new(), Vec::new()))
-            }
-        })
-        .collect()
+    let mut sections = vec![ON_SAME_GRAPHS.measure(arguments, settings, bundle)?];
+    if let Some(arguments) = arguments.on_int8() {
+        let bundle = Bundle::load(&arguments.bundle)?;
+        sections.push(ON_SAME_INT8_GRAPHS.measure(&arguments, settings, &bundle)?);
+    }
+    for peer in &IN_PYTORCH {
+        sections.push(peer.measure(arguments, settings, bundle)?);
+    }
+    Ok(sections)
 }
 
 fn beside(
@@ -226,6 +233,21 @@ fn beside(
 }
 
 impl Peer {
+    fn measure(
+        &self,
+        arguments: &Arguments,
+        settings: &Settings,
+        bundle: &Bundle,
+    ) -> anyhow::Result<Section> {
+        match self.python.missing(arguments) {
+            None => beside(self, arguments, settings, bundle),
+            Some(missing) => {
+                say(&format!("{}: not measured, {missing}", self.title));
+                Ok(self.section(format!("**Not measured**: {missing}."), Vec::new(), Vec::new()))
+            }
+        }
+    }
+
     fn section(&self, text: String, tables: Vec<Table>, verdicts: Vec<Verdict>) -> Section {
         Section {
             name: self.name.to_owned(),

@@ -45,23 +45,39 @@ const TEXT: &str = "The bundle's ONNX graphs behind mosec (a Python server for m
                     one worker process that takes up to eight waiting requests together. Eight clients in a closed loop on each side, in turns; the idle side \
                     holds its memory and no CPU. The cluster's way is the whole of it: gRPC, a queue on disk, leases, three more processes.";
 
-pub(crate) async fn measure(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Section> {
+/// On the bundle, and on the one of integer products where there is one.
+pub(crate) async fn measure(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Vec<Section>> {
+    let mut sections = vec![beside(arguments, settings, "server", "").await?];
+    if let Some(arguments) = arguments.on_int8() {
+        sections.push(beside(&arguments, settings, "server_int8", ", int8 bundle").await?);
+    }
+    Ok(sections)
+}
+
+/// `which`: said of the bundle in titles.
+async fn beside(
+    arguments: &Arguments,
+    settings: &Settings,
+    name: &str,
+    which: &str,
+) -> anyhow::Result<Section> {
+    let title = format!("{TITLE}{which}");
     let section = |text: String, tables, verdicts| Section {
-        name: "server".to_owned(),
-        title: TITLE.to_owned(),
+        name: name.to_owned(),
+        title: title.clone(),
         text: format!("{TEXT} {text}"),
         tables,
         verdicts,
     };
     if let Some(missing) = Python::Training.missing(arguments) {
-        say(&format!("{TITLE}: not measured, {missing}"));
+        say(&format!("{title}: not measured, {missing}"));
         return Ok(section(
             format!("**Not measured**: {missing}."),
             Vec::new(),
             Vec::new(),
         ));
     }
-    say(TITLE);
+    say(&title);
     let server = Server::start(arguments).await?;
     let cluster = cluster::start(arguments, &[]).await?;
     let client = Client::connect(&cluster).await?;
@@ -105,7 +121,7 @@ pub(crate) async fn measure(arguments: &Arguments, settings: &Settings) -> anyho
         bail!(measured);
     };
     let verdict = Verdict::at_least(
-        "cluster / mosec on the same graphs, eight clients",
+        format!("cluster / mosec on the same graphs{which}, eight clients"),
         &ours.over(theirs),
         FASTER,
     );
