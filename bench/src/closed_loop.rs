@@ -15,7 +15,7 @@ use crate::workload::Order;
 
 /// What clients saw in a window.
 pub(crate) struct Window {
-    /// Pictures a second.
+    /// Pictures a second, until the last one in the window.
     pub(crate) rate: f64,
     pub(crate) latencies: Vec<Duration>,
 }
@@ -79,13 +79,14 @@ where
     for client in all.await? {
         made.extend(client?);
     }
-    let latencies: Vec<Duration> = made
-        .into_iter()
-        .filter(|(at, _)| (begun..ended).contains(at))
-        .map(|(_, latency)| latency)
-        .collect();
+    made.retain(|(at, _)| (begun..ended).contains(at));
+    // From picture to picture: where a server makes eight at a time, the window's end cuts through the time of a batch.
+    let rate = match made.iter().map(|(at, _)| *at).max() {
+        Some(last) => made.len() as f64 / last.duration_since(begun).as_secs_f64(),
+        None => 0.0,
+    };
     Ok(Window {
-        rate: latencies.len() as f64 / ended.duration_since(begun).as_secs_f64(),
-        latencies,
+        rate,
+        latencies: made.into_iter().map(|(_, latency)| latency).collect(),
     })
 }
