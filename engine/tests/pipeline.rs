@@ -7,6 +7,7 @@ mod support;
 use std::num::NonZeroUsize;
 
 use muse_engine::pipeline::{Pipeline, PipelineOptions, Progress, Request};
+use muse_engine::pixels::ImageDecoder;
 use muse_engine::{
     Error, SamplingOverrides, SessionOptions, Stage, TextEncoder, TextError, Tokenizer, WidenWeights,
 };
@@ -227,4 +228,32 @@ fn an_embedding_does_not_depend_on_the_lanes_that_texts_are_divided_among() {
     ];
     let ids: Vec<_> = texts.iter().map(|text| one.tokenize(text).unwrap()).collect();
     assert_eq!(one.embed(&ids).unwrap(), two.embed(&ids).unwrap());
+}
+
+/// A worker decodes with other threads while it is busy, which must not show.
+#[test]
+fn a_picture_does_not_depend_on_the_decoders_threads() {
+    for name in ["tiny", "demo"] {
+        let bundle = bundle(name);
+        let spec = bundle.last_stage();
+        let grids: Vec<Vec<u32>> = (0..3u32)
+            .map(|seed| {
+                (0..spec.positions() as u32)
+                    .map(|position| (position * 7919 + seed * 104_729) % spec.codebook_size)
+                    .collect()
+            })
+            .collect();
+        let pictures = |threads| {
+            let options = SessionOptions { threads, ..options() };
+            let decoder = ImageDecoder::open(&bundle, spec.stage, &options).unwrap();
+            grids
+                .iter()
+                .map(|grid| decoder.decode(&[grid]).unwrap().remove(0).into_raw())
+                .collect::<Vec<_>>()
+        };
+        let one = pictures(1);
+        for threads in [2, 3] {
+            assert_eq!(pictures(threads), one, "{name}, {threads} threads");
+        }
+    }
 }
