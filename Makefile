@@ -88,7 +88,7 @@ bench bench-all: runtime python
 	cargo bench --locked --package muse-bench
 	$(RELEASE)/muse-bench all $(BENCH) --criterion $(dir $(RELEASE))criterion --json $(dir $(RELEASE))bench.json --out docs/performance.md
 
-bench: ## measure on this machine, in 20 minutes after the build, into docs/performance.md
+bench: ## measure on this machine, in some 20 minutes after the build, into docs/performance.md
 bench-all: ## the same in more and longer rounds, with a million jobs in the queue: an hour
 
 peers: ## fetch what `make bench` compares with: PyTorch's peers, mosec, BullMQ, Celery (several gigabytes)

@@ -225,7 +225,7 @@ fn exponentials(z: &[f32], largest: f32, weights: &mut [f32]) {
 /// multiplications do not. Being free of branches it also becomes vector instructions, whose whole width f32 uses.
 #[inline(always)]
 pub fn exponential(x: f32) -> f32 {
-    /// Nothing less is a normal f32 for long, and processors take many times as long for what is not.
+    /// From a little below on, results are no normal f32, on which processors take many times as long.
     const LEAST: f32 = -87.0;
     /// 1.5 · 2²³: adding and subtracting it rounds to an integer.
     const ROUND: f32 = 12_582_912.0;
