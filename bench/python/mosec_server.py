@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """The bundle's graphs behind mosec: a Python model server with dynamic batching.
 
-    MUSE_BUNDLE=bundles/demo MUSE_THREADS=2 mosec_server.py --address 127.0.0.1 --port 8000
+    MUSE_BUNDLE=bundles/demo MUSE_PROCESSES=2 MUSE_THREADS=1 MUSE_BATCH=4 mosec_server.py --address 127.0.0.1 --port 8000
 
 POST /inference with {"prompt": "a red star", "seed": 7} answers with a PNG. Requests that wait together share a batch of `plain_loop`, up
-to MUSE_BATCH (8) of them; one worker process, as there is one set of cores.
+to MUSE_BATCH of them in each of MUSE_PROCESSES worker processes, which have MUSE_THREADS threads in an operator.
 """
 
 import json
@@ -38,5 +38,11 @@ class Pictures(Worker):
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Pictures, num=1, max_batch_size=int(os.environ.get("MUSE_BATCH", "8")), max_wait_time=5, timeout=60)
+    server.append_worker(
+        Pictures,
+        num=int(os.environ["MUSE_PROCESSES"]),
+        max_batch_size=int(os.environ["MUSE_BATCH"]),
+        max_wait_time=5,
+        timeout=60,
+    )
     server.run()

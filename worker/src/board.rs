@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -24,7 +24,6 @@ pub struct Board {
     entries: Mutex<HashMap<Ticket, Entry>>,
     changes: AtomicU64,
     passes: AtomicU64,
-    computing: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -43,7 +42,6 @@ impl Board {
             entries: Mutex::default(),
             changes: AtomicU64::new(0),
             passes: AtomicU64::new(0),
-            computing: AtomicBool::new(false),
         }
     }
 
@@ -74,16 +72,6 @@ impl Board {
     /// Passes since the process started.
     pub fn passes(&self) -> u64 {
         self.passes.load(Ordering::Relaxed)
-    }
-
-    /// The device thread has rows to step, or none.
-    pub fn set_computing(&self, computing: bool) {
-        self.computing.store(computing, Ordering::Relaxed);
-    }
-
-    /// Whether the device thread has rows to step.
-    pub fn is_computing(&self) -> bool {
-        self.computing.load(Ordering::Relaxed)
     }
 
     /// Grows with every progress of any job.

@@ -115,11 +115,8 @@ pub struct Batcher {
 pub struct Pixels {
     /// Grids that wait for the pixel thread; jobs wait when it is full, passes do not.
     pub queue: usize,
-    /// Threads inside an operator of the decoder while no pass is computed; 0: one for each core.
+    /// Threads inside an operator of the decoder; 0: one for each core.
     pub threads: usize,
-    /// The same while passes are computed beside it. Where it is another number, and the decoder runs on the CPU, the worker
-    /// holds the decoder twice.
-    pub threads_beside_passes: usize,
     /// JPEG's quality, 1 to 100.
     pub jpeg_quality: u8,
 }
@@ -202,8 +199,6 @@ impl Default for Pixels {
             queue: 16,
             // As the passes: on an idle shard one thread alone takes half as long again.
             threads: 0,
-            // The passes' threads are on all cores then, and one thread waits for nobody.
-            threads_beside_passes: 1,
             jpeg_quality: 92,
         }
     }

@@ -123,7 +123,6 @@ fn work<M: StageModel>(
     let mut listeners = Listeners::new();
     loop {
         if batcher.is_idle() {
-            board.set_computing(false);
             match orders.blocking_recv() {
                 Some(order) => obey(order, &mut batcher, &mut listeners, board),
                 None => {
@@ -135,10 +134,7 @@ fn work<M: StageModel>(
         while let Ok(order) = orders.try_recv() {
             obey(order, &mut batcher, &mut listeners, board);
         }
-        board.set_computing(true);
         let turn = batcher.turn(&Instant::now)?;
-        // What it finished goes to the pixel thread now, which asks.
-        board.set_computing(!batcher.is_idle());
         for event in turn.events {
             tell(event, &mut listeners, board);
         }

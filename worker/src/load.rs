@@ -47,7 +47,13 @@ pub fn load(config: &WorkerConfig) -> anyhow::Result<Loaded<OnnxStage>> {
     let mut model = OnnxStage::open(&bundle, config.stage, &config.runtime)?;
     let last = bundle.last_stage().stage == config.stage;
     let painter = last
-        .then(|| BundlePainter::open(&bundle, config.stage, &config.runtime, &config.pixels))
+        .then(|| {
+            let options = SessionOptions {
+                threads: config.pixels.threads,
+                ..config.runtime.clone()
+            };
+            BundlePainter::open(&bundle, config.stage, &options, config.pixels.jpeg_quality)
+        })
         .transpose()?;
     let provider = model.provider();
     if config.runtime.providers.first() != Some(&provider) {

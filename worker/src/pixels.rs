@@ -26,11 +26,11 @@ pub struct PictureOrder {
 
 /// Makes pictures from tokens.
 pub trait Painter: Send {
-    /// Decodes and encodes one picture. `beside_passes`: the device thread computes meanwhile. The picture is the same either way.
+    /// Decodes and encodes one picture.
     ///
     /// # Errors
     /// What went wrong, on one line.
-    fn paint(&mut self, order: &PictureOrder, beside_passes: bool) -> Result<Picture, String>;
+    fn paint(&mut self, order: &PictureOrder) -> Result<Picture, String>;
 }
 
 /// Why there is no picture.
@@ -56,7 +56,7 @@ pub struct PixelThread {
 pub struct Waiting(oneshot::Receiver<Result<Picture, PixelFault>>);
 
 impl PixelThread {
-    /// Starts the thread; `queue` orders may wait. `is_computing` says whether the device thread has work. The receiver resolves when the thread has ended: with an error if it
+    /// Starts the thread; `queue` orders may wait. The receiver resolves when the thread has ended: with an error if it
     /// crashed.
     ///
     /// # Errors
@@ -64,12 +64,11 @@ impl PixelThread {
     pub fn start(
         painter: impl Painter + 'static,
         queue: usize,
-        is_computing: impl Fn() -> bool + Send + 'static,
     ) -> std::io::Result<(PixelThread, oneshot::Receiver<()>)> {
         let (orders, received) = mpsc::channel(queue.max(1));
         let (ended, end) = oneshot::channel();
         thread::Builder::new().name("pixels".to_owned()).spawn(move || {
-            work(painter, received, is_computing);
+            work(painter, received);
             // Nobody listens when the process ends anyway.
             let _ = ended.send(());
         })?;
@@ -99,11 +98,7 @@ impl Future for Waiting {
     }
 }
 
-fn work(
-    mut painter: impl Painter,
-    mut orders: mpsc::Receiver<(PictureOrder, Span, Answer)>,
-    is_computing: impl Fn() -> bool,
-) {
+fn work(mut painter: impl Painter, mut orders: mpsc::Receiver<(PictureOrder, Span, Answer)>) {
     while let Some((order, parent, answer)) = orders.blocking_recv() {
         // A job that was dropped or released wants no picture.
         if answer.is_closed() {
@@ -111,7 +106,7 @@ fn work(
         }
         let span = tracing::info_span!(parent: &parent, "picture", index = order.index);
         let painted = span
-            .in_scope(|| painter.paint(&order, is_computing()))
+            .in_scope(|| painter.paint(&order))
             .map_err(PixelFault::Failed);
         // Dropped meanwhile.
         let _ = answer.send(painted);
@@ -120,11 +115,6 @@ fn work(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    };
-
     use muse_proto::v1::ImageInfo;
 
     use super::*;
@@ -133,7 +123,7 @@ mod tests {
     struct Brush(u32);
 
     impl Painter for Brush {
-        fn paint(&mut self, order: &PictureOrder, _: bool) -> Result<Picture, String> {
+        fn paint(&mut self, order: &PictureOrder) -> Result<Picture, String> {
             if order.index == self.0 {
                 return Err("no paint".to_owned());
             }
@@ -159,7 +149,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_picture_that_fails_fails_alone() {
-        let (thread, _end) = PixelThread::start(Brush(1), 1, || false).unwrap();
+        let (thread, _end) = PixelThread::start(Brush(1), 1).unwrap();
         for index in 0..3 {
             let painted = thread.submit(order(index)).await.unwrap().await;
             match index {
@@ -169,33 +159,9 @@ mod tests {
         }
     }
 
-    /// Says in the picture what it was told.
-    struct Witness;
-
-    impl Painter for Witness {
-        fn paint(&mut self, _: &PictureOrder, beside_passes: bool) -> Result<Picture, String> {
-            Ok(Picture {
-                data: vec![u8::from(beside_passes)].into(),
-                ..Picture::default()
-            })
-        }
-    }
-
-    #[tokio::test]
-    async fn each_picture_is_made_knowing_whether_passes_are_computed_then() {
-        let computing = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&computing);
-        let (thread, _end) = PixelThread::start(Witness, 1, move || seen.load(Ordering::Relaxed)).unwrap();
-        for is_computing in [false, true, true, false] {
-            computing.store(is_computing, Ordering::Relaxed);
-            let painted = thread.submit(order(0)).await.unwrap().await.unwrap();
-            assert_eq!(painted.data.as_ref(), [u8::from(is_computing)]);
-        }
-    }
-
     #[tokio::test]
     async fn a_picture_that_nobody_waits_for_blocks_nothing() {
-        let (thread, _end) = PixelThread::start(Brush(9), 1, || false).unwrap();
+        let (thread, _end) = PixelThread::start(Brush(9), 1).unwrap();
         for index in 0..5 {
             drop(thread.submit(order(index)).await.unwrap());
         }

@@ -132,10 +132,7 @@ async fn run_loaded<M: StageModel + 'static>(
     let order_queue = 2 * limits.max_rows as usize;
     let (device, mut device_ended) = Device::start(batcher, board.clone(), order_queue)?;
     let (pixels, mut pixels_ended) = painter
-        .map(|painter| {
-            let board = board.clone();
-            PixelThread::start(painter, config.pixels.queue, move || board.is_computing())
-        })
+        .map(|painter| PixelThread::start(painter, config.pixels.queue))
         .transpose()?
         .unzip();
 

@@ -1,7 +1,6 @@
 //! The batcher over a model that computes logits from a row's own tokens and conditioning, and takes time on a clock of the
 //! test's.
 
-mod device;
 mod fake;
 mod faults;
 mod order;
