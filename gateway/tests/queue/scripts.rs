@@ -79,6 +79,30 @@ async fn every_script_can_be_repeated() {
 }
 
 #[tokio::test]
+async fn a_claim_that_is_repeated_too_late_gives_another_job_and_the_two_leases_stay_apart() {
+    let server = RedisServer::start().await;
+    let queue = queue(&server).await;
+    let (first, second) = (submit(&queue, job()).await, submit(&queue, job()).await);
+    let nonces = [Nonce::random()];
+    let lost = queue.claim(0, BASE, "worker", 1, &nonces).await.unwrap();
+    assert_eq!(lost[0].id, first);
+    // As when a lease's time has passed, or the server's clock has jumped.
+    assert_eq!(server.ask::<u64>(&["DEL", "muse:{s0}:claim:worker"]).await, 1);
+    let heard = queue.claim(0, BASE, "worker", 1, &nonces).await.unwrap();
+    assert_eq!((heard[0].id, heard[0].nonce), (second, lost[0].nonce));
+    assert_eq!(complete_base(&queue, &heard[0]).await, Reported::Accepted);
+    assert_eq!(
+        (state(&queue, first).await, state(&queue, second).await),
+        (JobState::Running, JobState::Queued),
+        "the result is that of one job alone"
+    );
+    assert_eq!(
+        audit(&server).await,
+        BTreeMap::from([("queued".to_owned(), 1), ("running".to_owned(), 1)])
+    );
+}
+
+#[tokio::test]
 async fn a_job_is_only_its_tenants() {
     let server = RedisServer::start().await;
     let queue = queue(&server).await;

@@ -18,6 +18,7 @@ use super::{
     server::can_limit_files,
     stage::{LEASE, Stage, Wish},
 };
+use crate::programs;
 
 /// Steps between two audits in quiet.
 const AUDIT_EVERY: usize = 12;
@@ -238,14 +239,17 @@ async fn storm(
     }
 }
 
-/// The whole history and every log, where MUSE_FAULT_HISTORY names a folder, for whoever has to find out.
+/// The whole history and every log, for whoever has to find out: where MUSE_FAULT_HISTORY names a folder, and beside the services
+/// where an invariant was breached.
 fn keep(outcome: &Outcome, records: &[super::history::Record], stage: &Stage) {
     use std::io::Write as _;
 
-    let Some(folder) = std::env::var_os("MUSE_FAULT_HISTORY") else {
-        return;
+    let folder = match std::env::var_os("MUSE_FAULT_HISTORY") {
+        Some(folder) => std::path::PathBuf::from(folder),
+        None if outcome.breaches().next().is_some() => programs::folder().join("faults"),
+        None => return,
     };
-    let folder = std::path::PathBuf::from(folder).join(outcome.plan.seed.to_string());
+    let folder = folder.join(outcome.plan.seed.to_string());
     std::fs::create_dir_all(&folder).expect("a folder for the history");
     for log in std::fs::read_dir(stage.cluster.directory().join("logs")).expect("logs") {
         let log = log.expect("a log");

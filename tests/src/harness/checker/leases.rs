@@ -90,7 +90,8 @@ pub(super) fn check(records: &[Record], jobs: &Jobs, bounds: &Bounds, verdict: &
 
 fn stories(records: &[Record]) -> HashMap<&str, Story<'_>> {
     let mut stories: HashMap<&str, Story> = HashMap::new();
-    // A claim whose reply was lost is answered again with the same leases.
+    // A claim whose reply was lost is answered again with the same leases; where Redis had forgotten it, as after a lease's time or
+    // a jump of its clock, it gives other jobs under the same nonces, and the earlier ones run out.
     let mut granted = HashSet::new();
     for Record { at, event } in records {
         match event {
@@ -100,7 +101,7 @@ fn stories(records: &[Record]) -> HashMap<&str, Story<'_>> {
                 nonce,
                 stage,
                 ..
-            } if granted.insert(nonce.as_str()) => {
+            } if granted.insert((job.as_str(), nonce.as_str())) => {
                 let (sent, at) = (*sent, *at);
                 stories.entry(job).or_default().grants.push(Grant {
                     sent,
@@ -290,14 +291,16 @@ fn disagreements(records: &[Record], jobs: &Jobs, stories: &HashMap<&str, Story<
 
 /// What a worker was told to be accepted is in Redis, and no report is refused.
 fn acks(records: &[Record], verdict: &mut Verdict) {
-    let mut taken: HashSet<&str> = HashSet::new();
+    let mut taken: HashSet<(&str, &str)> = HashSet::new();
     for record in records {
         match &record.event {
-            Event::Completed { nonce, outcome, .. } if outcome == "accepted" || outcome == "duplicate" => {
-                taken.insert(nonce);
+            Event::Completed {
+                job, nonce, outcome, ..
+            } if outcome == "accepted" || outcome == "duplicate" => {
+                taken.insert((job, nonce));
             }
-            Event::GivenUp { nonce, .. } => {
-                taken.insert(nonce);
+            Event::GivenUp { job, nonce, .. } => {
+                taken.insert((job, nonce));
             }
             _ => {}
         }
@@ -311,7 +314,7 @@ fn acks(records: &[Record], verdict: &mut Verdict) {
         } = &record.event
         {
             let accepted = outcome == "ACK_OUTCOME_ACCEPTED" || outcome == "ACK_OUTCOME_DUPLICATE";
-            if accepted && !taken.contains(nonce.as_str()) {
+            if accepted && !taken.contains(&(job.as_str(), nonce.as_str())) {
                 let what = format!("{worker} was told that its report on {job} is kept ({nonce}): it is not");
                 verdict.breach(Invariant::AcksAreTrue, what);
             }

@@ -356,6 +356,20 @@ fn a_result_of_a_lease_that_another_had_replaced_is_found() {
 }
 
 #[test]
+fn a_claim_that_redis_forgot_and_answers_with_other_jobs_is_no_stale_commit() {
+    let mut first = grant(1000, "bb", "base", OTHER);
+    if let Event::Granted { job, .. } = &mut first {
+        *job = text("job-2");
+    }
+    assert_eq!(good().with(1010, first.clone()).breaches(), []);
+    // Of the other job alone it is a lease.
+    let never = good()
+        .without(|event| matches!(event, Event::Granted { nonce, .. } if nonce == "bb"))
+        .with(1010, first);
+    assert!(never.breaches().contains(&Invariant::NoStaleCommit));
+}
+
+#[test]
 fn a_picture_of_another_lease_than_the_one_that_counts_is_found() {
     let story = good()
         .without(|event| is_sweep(event) || matches!(event, Event::Seen { view, .. } if view.version == 9))
