@@ -2,6 +2,7 @@
 //! checkpoints are in Redis, and a report that was not acknowledged is sent again.
 
 mod check;
+mod claim;
 mod lease;
 mod reports;
 mod session;

@@ -15,19 +15,20 @@ use muse_proto::{
         AttachRequest, AttachResponse, Drain, Heartbeat, Hello, Lease, Revoke, RevokeReason, Welcome,
         attach_request, attach_response::Message,
     },
-    v1::{JobErrorReason, Model, ModelStage, Stage, Worker},
+    v1::{Model, ModelStage, Stage, Worker},
 };
 use muse_service::telemetry::trace_context;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tonic::{Status, Streaming};
 
 use super::{
-    Shared, check, lease,
+    Shared, check,
+    claim::{self, Claimed},
     reports::{self, Report},
 };
 use crate::{
     Error,
-    connection::{RedisError, Revocation},
+    connection::Revocation,
     jobs::{JobId, Nonce, duration, stage_name, timestamp},
     queue::{Grant, pool_name},
     validate,
@@ -75,14 +76,6 @@ impl Attached {
 }
 
 type Replies = Result<Vec<Message>, Status>;
-
-/// What a look for work brought.
-struct Claimed {
-    leases: Vec<(Grant, Lease)>,
-    /// There may be more where these came from: it ended with the credit, or with the batch.
-    more: bool,
-    error: Option<RedisError>,
-}
 
 impl Session {
     /// Takes a worker in: checks what it says, notes it in the table, and welcomes it.
@@ -289,51 +282,10 @@ impl Session {
 
     /// Claims leases in all shards, as far as the credit goes.
     fn claim(&mut self) -> BoxFuture<'static, Claimed> {
-        let (shared, attached, mut credit) =
-            (Arc::clone(&self.shared), Arc::clone(&self.attached), self.credit);
-        let (first, shards) = (self.next_shard, self.shared.queue.keys().shards());
-        self.next_shard = (first + 1) % shards;
-        Box::pin(async move {
-            let pool = (attached.model.name.as_str(), attached.stage_name);
-            let mut claimed = Claimed {
-                leases: Vec::new(),
-                more: false,
-                error: None,
-            };
-            for shard in (0..shards).map(|n| (first + n) % shards) {
-                let most = shared.config.claim_batch.min(credit);
-                if most == 0 {
-                    claimed.more = true;
-                    break;
-                }
-                let nonces: Vec<Nonce> = (0..most).map(|_| Nonce::random()).collect();
-                let grants = match shared
-                    .queue
-                    .claim(shard, pool, &attached.worker.id, credit, &nonces)
-                    .await
-                {
-                    Ok(grants) => grants,
-                    Err(error) => {
-                        claimed.error = Some(error);
-                        return claimed;
-                    }
-                };
-                claimed.more |= grants.len() >= most as usize;
-                for grant in grants {
-                    match lease::message(&grant, attached.stage) {
-                        Ok(lease) => {
-                            credit =
-                                credit.saturating_sub(lease.request.as_ref().map_or(1, validate::count_of));
-                            claimed.leases.push((grant, lease));
-                        }
-                        Err(error) => unreadable(&shared, &grant, &error).await,
-                    }
-                }
-            }
-            // A job is taken whole: the last one may have used up more than there was.
-            claimed.more |= credit == 0;
-            claimed
-        })
+        let (shared, attached, credit) = (Arc::clone(&self.shared), Arc::clone(&self.attached), self.credit);
+        let first = self.next_shard;
+        self.next_shard = (first + 1) % shared.queue.keys().shards();
+        Box::pin(claim::claim(shared, attached, credit, first))
     }
 
     async fn deliver(&mut self, leases: Vec<(Grant, Lease)>) {
@@ -414,15 +366,6 @@ async fn note(shared: &Shared, attached: &Attached, worker: &Worker) -> Result<b
             attached.model.name, other.served, other.workers, attached.model.bundle_digest
         ))
     })
-}
-
-/// What lies in Redis is not what this version wrote; another attempt would read the same.
-async fn unreadable(shared: &Shared, grant: &Grant, error: &prost::DecodeError) {
-    tracing::error!(job = %grant.id, %error, "a job's record cannot be read");
-    let error = (JobErrorReason::Internal, "the job's record cannot be read");
-    if let Err(error) = shared.queue.fail(grant.id, grant.nonce, error, false).await {
-        tracing::debug!(%error, job = %grant.id, "its lease has to run out");
-    }
 }
 
 fn revoke(revocation: &Revocation) -> Option<Message> {
