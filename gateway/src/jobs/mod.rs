@@ -2,6 +2,7 @@
 //! end of it; another (HTTP) would call the same methods.
 
 mod id;
+mod idempotency;
 mod page;
 mod record;
 mod stage;
@@ -15,7 +16,6 @@ use muse_proto::v1::{
 };
 use muse_service::Tenant;
 use prost::Message as _;
-use sha2::{Digest as _, Sha256};
 use tracing::Instrument as _;
 
 pub use self::{
@@ -27,7 +27,7 @@ use crate::{
     Error, config,
     connection::{Confirmed, RedisError},
     models::Models,
-    queue::{Acceptance, Cancellation, Idempotency, NewJob, Queue, Refusal, Submission, boost_ms},
+    queue::{Acceptance, Cancellation, NewJob, Queue, Refusal, Submission, boost_ms},
     results::ResultStore,
     validate,
     watch::{Ends, News, Watcher},
@@ -187,7 +187,7 @@ impl Jobs {
             return Err(Error::MemoryShort);
         }
 
-        let idempotency = idempotency(&request);
+        let idempotency = idempotency::of(&request);
         let resolved = validate::resolve(request, &model, &self.limits, rand::random());
         let id = JobId::new(self.queue.keys().shard_of(tenant));
         let priority = Priority::try_from(resolved.priority).unwrap_or_default();
@@ -373,75 +373,4 @@ fn durability(confirmed: Confirmed) -> muse_proto::v1::Durability {
 
 fn parse(job_id: &str) -> Result<JobId, Error> {
     JobId::parse(job_id).map_err(|invalid| Error::field("job_id", invalid.to_string()))
-}
-
-/// What a key stands for: the request as the client sent it, so that a request without a seed still equals itself.
-fn idempotency(request: &GenerationRequest) -> Option<Idempotency> {
-    if request.idempotency_key.is_empty() {
-        return None;
-    }
-    let mut bare = GenerationRequest {
-        labels: Default::default(),
-        ..request.clone()
-    };
-    bare.idempotency_key.clear();
-    let mut hash = Sha256::new();
-    hash.update(bare.encode_to_vec());
-    // A map is encoded in no particular order.
-    let mut labels: Vec<_> = request.labels.iter().collect();
-    labels.sort_unstable();
-    for (name, text) in labels {
-        for part in [name, text] {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part.as_bytes());
-        }
-    }
-    let key = hex::encode(Sha256::digest(request.idempotency_key.as_bytes()));
-    Some(Idempotency {
-        key,
-        request: hex::encode(hash.finalize()),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request(labels: &[(&str, &str)]) -> GenerationRequest {
-        let labels = labels
-            .iter()
-            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
-            .collect();
-        GenerationRequest {
-            idempotency_key: "k".to_owned(),
-            labels,
-            ..GenerationRequest::default()
-        }
-    }
-
-    #[test]
-    fn the_same_request_stands_for_itself_whatever_the_order_of_its_labels() {
-        let labels = [("a", "1"), ("b", "2"), ("c", "3"), ("d", "4")];
-        let mut reversed = labels;
-        reversed.reverse();
-        assert_eq!(idempotency(&request(&labels)), idempotency(&request(&reversed)));
-        assert_ne!(
-            idempotency(&request(&labels)),
-            idempotency(&request(&labels[1..]))
-        );
-        assert_ne!(
-            idempotency(&request(&[("a", "bc")])),
-            idempotency(&request(&[("ab", "c")]))
-        );
-        let seeded = GenerationRequest {
-            seed: Some(1),
-            ..request(&labels)
-        };
-        assert_ne!(idempotency(&request(&labels)), idempotency(&seeded));
-    }
-
-    #[test]
-    fn no_key_no_promise() {
-        assert_eq!(idempotency(&GenerationRequest::default()), None);
-    }
 }
