@@ -160,14 +160,15 @@ struct Server {
 // === impl Layout ===
 
 impl Layout {
-    /// All cores for one process, and a core for each of as many.
+    /// All cores for one process; and divided among as many processes as there are cores, or clients where those are fewer.
     fn all(cores: usize) -> Vec<Layout> {
         let over = |processes: usize| Layout {
             processes,
             threads: cores / processes,
             batch: CLIENTS.div_ceil(processes),
         };
-        let apart = (cores > 1).then(|| over(cores));
+        let most = cores.min(CLIENTS);
+        let apart = (most > 1).then(|| over(most));
         std::iter::once(over(1)).chain(apart).collect()
     }
 }
@@ -311,4 +312,22 @@ async fn ask(
         bail!("mosec answered {status}, {} bytes", picture.len());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_have_all_cores_and_room_for_all_clients() {
+        let of = |cores| -> Vec<_> {
+            let layouts = Layout::all(cores).into_iter();
+            layouts
+                .map(|layout| (layout.processes, layout.threads, layout.batch))
+                .collect()
+        };
+        assert_eq!(of(1), [(1, 1, 8)]);
+        assert_eq!(of(2), [(1, 2, 8), (2, 1, 4)]);
+        assert_eq!(of(16), [(1, 16, 8), (8, 2, 1)]);
+    }
 }
