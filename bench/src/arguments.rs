@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use muse_engine::SessionOptions;
 use musectl::cluster::{Override, Programs, find_onnxruntime};
@@ -21,6 +22,9 @@ pub(crate) struct Arguments {
     /// Threads inside an operator, for the engine and for peers; 0: one for each core
     #[arg(long, global = true, default_value_t = 0)]
     pub(crate) threads: usize,
+    /// A setting of the engine in this process, as a line of a service's `[runtime]`: `providers=["cuda"]`, `cuda.tf32=true`
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub(crate) runtime: Vec<String>,
     /// A setting of the cluster's parts, as of `musectl up --set`
     #[arg(long = "set", global = true, value_name = "ROLE.SECTION.KEY=VALUE")]
     pub(crate) overrides: Vec<Override>,
@@ -92,6 +96,12 @@ pub(crate) enum Command {
     Scale,
     /// A text encoder or a stage of any size by itself: loading, memory, a pass
     Paper(crate::paper::Options),
+    /// Whether a picture depends on those made beside it, and what becomes of it on another provider than the CPU
+    Invariance {
+        /// Pictures, each made alone and in every company
+        #[arg(long, value_name = "PICTURES", default_value_t = 16)]
+        pictures: usize,
+    },
     /// All of it
     All {
         /// Criterion's folder: its latest estimates go into the report
@@ -260,10 +270,14 @@ impl Arguments {
 
     /// How the engine in this process is opened; the cluster's workers have the same defaults.
     pub(crate) fn session(&self) -> anyhow::Result<SessionOptions> {
+        let given: SessionOptions = toml::from_str(&self.runtime.join("\n")).context("--runtime")?;
         Ok(SessionOptions {
-            onnxruntime: Some(find_onnxruntime()?),
+            onnxruntime: match given.onnxruntime {
+                Some(library) => Some(library),
+                None => Some(find_onnxruntime()?),
+            },
             threads: self.threads,
-            ..SessionOptions::default()
+            ..given
         })
     }
 

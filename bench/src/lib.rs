@@ -13,6 +13,7 @@ mod compare;
 mod encoder;
 mod engine;
 mod inner_loops;
+mod invariance;
 mod loops;
 mod machine;
 mod measure;
@@ -90,6 +91,9 @@ async fn sections(arguments: &Arguments, bundle: &muse_engine::Bundle) -> anyhow
                 saturation::measure(arguments, &settings, bundle, engine.best_batch).await?,
                 mixed::measure(arguments, &settings, &engine.curves).await?,
             ]
+        }
+        Command::Invariance { pictures } => {
+            vec![invariance::measure(arguments, &settings, bundle, *pictures)?]
         }
         Command::Paper(options) => paper::measure(arguments, &settings, options)?,
         Command::OpenLoop => {

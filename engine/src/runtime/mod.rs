@@ -1,5 +1,6 @@
 //! ONNX Runtime: the shared library, execution providers, sessions.
 
+mod cuda;
 mod lanes;
 mod library;
 mod native;
@@ -11,6 +12,7 @@ pub(crate) mod signature;
 
 use std::path::PathBuf;
 
+pub use cuda::{ArenaGrowth, ConvolutionSearch, CudaOptions};
 pub(crate) use lanes::LaneThreads;
 pub use lanes::Lanes;
 pub use library::Runtime;

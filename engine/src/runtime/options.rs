@@ -6,7 +6,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Lanes, Provider, RuntimeError};
+use super::{CudaOptions, Lanes, Provider, RuntimeError};
 
 /// Settings of ONNX Runtime and its sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,8 @@ pub struct SessionOptions {
     pub openvino_device: String,
     /// When weights that are stored in f16 or int8 become f32, as which they are multiplied.
     pub widen_weights: WidenWeights,
+    /// What the CUDA provider is told beyond its device.
+    pub cuda: CudaOptions,
 }
 
 /// Rows of a part by default: on the CPUs where it was measured (docs/performance.md), 2 are 4 % slower, 16 are 3 %.
@@ -124,6 +126,7 @@ impl Default for SessionOptions {
             tensorrt_cache: None,
             openvino_device: "CPU".to_owned(),
             widen_weights: WidenWeights::default(),
+            cuda: CudaOptions::default(),
         }
     }
 }

@@ -47,11 +47,7 @@ impl Provider {
     pub(super) fn registration(self, options: &SessionOptions) -> ExecutionProviderDispatch {
         let device = i32::try_from(options.device_id).unwrap_or(i32::MAX);
         let registration = match self {
-            // TF32 would make a row's logits depend on the shape of its batch.
-            Provider::Cuda => ep::CUDA::default()
-                .with_device_id(device)
-                .with_tf32(false)
-                .build(),
+            Provider::Cuda => options.cuda.provider(device),
             Provider::TensorRt => {
                 let provider = ep::TensorRT::default().with_device_id(device);
                 match &options.tensorrt_cache {

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use muse_engine::{Bundle, Runtime, SessionOptions};
+use muse_engine::{Bundle, Provider, Runtime, SessionOptions};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -33,10 +33,20 @@ pub(crate) fn library() -> PathBuf {
     library
 }
 
-/// Sessions on the CPU with one thread, ONNX Runtime loaded.
+/// Where the tests compute: on the CPU, or on what `MUSE__RUNTIME__PROVIDERS` names first, for a machine that has it.
+pub(crate) fn provider() -> Provider {
+    let named = std::env::var("MUSE__RUNTIME__PROVIDERS").unwrap_or_default();
+    match named.split(',').next().map(str::trim) {
+        None | Some("") => Provider::Cpu,
+        Some(first) => first.parse().expect("MUSE__RUNTIME__PROVIDERS names providers"),
+    }
+}
+
+/// Sessions with one thread, ONNX Runtime loaded.
 pub(crate) fn options() -> SessionOptions {
     let options = SessionOptions {
         onnxruntime: Some(library()),
+        providers: vec![provider()],
         threads: 1,
         ..SessionOptions::default()
     };
