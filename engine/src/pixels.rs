@@ -82,6 +82,12 @@ impl ImageDecoder {
         self.session.provider()
     }
 
+    /// Decodes one grid of zeros: a device loads what the graph needs when it first runs, which no picture should wait for.
+    pub fn warm_up(&self) -> Result<(), PixelsError> {
+        let zeros = vec![0; self.spec.positions()];
+        self.decode(&[&zeros]).map(drop)
+    }
+
     /// One picture for each grid `[S]`, in one pass: the caller bounds the number. Threads that call it at once share the CPU;
     /// on other providers they take turns.
     pub fn decode(&self, grids: &[&[u32]]) -> Result<Vec<RgbImage>, PixelsError> {
@@ -114,7 +120,7 @@ impl ImageDecoder {
         let (height, width) = (size.height as usize, size.width as usize);
         let shape = [grids.len(), CHANNELS, height, width];
         self.session.run(
-            vec![("tokens", Session::view(&[grids.len(), positions], &tokens)?)],
+            &[Session::input("tokens", &[grids.len(), positions], &tokens)?],
             |outputs| {
                 let values = outputs.f32("image", &shape)?;
                 let mut images = Vec::with_capacity(grids.len());

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use muse_engine::random::StepKey;
 use muse_engine::stage::OnnxStage;
 use muse_engine::{
-    Conditioning, ConditioningInput, Embedding, GuidanceSchedule, Row, RowConditioning, RowSettings,
-    RowState, Sampling, SessionOptions, Stage, StageModel,
+    Conditioning, ConditioningInput, Embedding, GuidanceSchedule, Provider, Row, RowConditioning,
+    RowSettings, RowState, Sampling, SessionOptions, Stage, StageModel,
 };
 use support::{bundle, options};
 
@@ -113,6 +113,10 @@ fn alone(model: &mut OnnxStage, row: &Row) -> Vec<RowState> {
 }
 
 fn check(name: &str, stage: Stage, count: usize, threads: usize, lanes: usize) {
+    // Lanes are for the CPU alone.
+    if lanes > 1 && support::provider() != Provider::Cpu {
+        return;
+    }
     let options = SessionOptions {
         threads,
         lanes,

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use muse_engine::{
-    Bundle, ConditioningInput, Embedding, Runtime, SessionOptions, StageModel, stage::OnnxStage,
+    Bundle, ConditioningInput, Embedding, Runtime, SessionOptions, StageModel, pixels::PixelsError,
+    stage::OnnxStage,
 };
 use muse_service::config::ConfigError;
 use tracing::{info, warn};
@@ -52,7 +53,9 @@ pub fn load(config: &WorkerConfig) -> anyhow::Result<Loaded<OnnxStage>> {
                 threads: config.pixels.threads,
                 ..config.runtime.clone()
             };
-            BundlePainter::open(&bundle, config.stage, &options, config.pixels.jpeg_quality)
+            let painter = BundlePainter::open(&bundle, config.stage, &options, config.pixels.jpeg_quality)?;
+            painter.warm_up()?;
+            Ok::<_, PixelsError>(painter)
         })
         .transpose()?;
     let provider = model.provider();

@@ -41,6 +41,16 @@ impl BundlePainter {
     }
 }
 
+impl BundlePainter {
+    /// See [`ImageDecoder::warm_up`].
+    ///
+    /// # Errors
+    /// When the decoder cannot run.
+    pub fn warm_up(&self) -> Result<(), PixelsError> {
+        self.decoder.warm_up()
+    }
+}
+
 impl Painter for BundlePainter {
     fn paint(&mut self, order: &PictureOrder) -> Result<Picture, String> {
         let images = self

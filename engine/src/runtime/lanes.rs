@@ -65,6 +65,14 @@ impl LaneThreads {
         Ok(LaneThreads { helpers })
     }
 
+    /// As many as there are, the caller included.
+    pub(crate) fn count(&self) -> usize {
+        1 + self
+            .helpers
+            .as_ref()
+            .map_or(0, rayon::ThreadPool::current_num_threads)
+    }
+
     /// Calls `work` on every part, as many at once as there are lanes, and returns when all are done. Whoever is done with one
     /// takes the next.
     pub(crate) fn each<T: Send>(&self, parts: &mut [T], work: impl Fn(&mut T) + Sync) {

@@ -1,5 +1,6 @@
 //! ONNX Runtime: the shared library, execution providers, sessions.
 
+mod binding;
 mod cuda;
 mod lanes;
 mod library;
@@ -12,6 +13,7 @@ pub(crate) mod signature;
 
 use std::path::PathBuf;
 
+pub(crate) use binding::{Input, Version};
 pub use cuda::{ArenaGrowth, ConvolutionSearch, CudaOptions};
 pub(crate) use lanes::LaneThreads;
 pub use lanes::Lanes;

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use ort::session::{RunOptions, SessionInputValue};
 use ort::value::{DynValue, Outlet, PrimitiveTensorElementType, TensorRef};
 
+use super::binding::{Binding, Input};
 use super::opening::{OpenFailure, open};
 use super::signature::Signature;
 use super::{Provider, Runtime, RuntimeError, SessionOptions, native, one_line};
@@ -25,8 +26,18 @@ pub(crate) struct Session {
     /// Every run gives back what it does not use, or the next one alone does.
     shrinks_always: bool,
     shrinks: AtomicBool,
-    /// Held by a run where only one may run at a time.
-    turn: Option<Mutex<()>>,
+    turns: Turns,
+}
+
+/// Who may run a session at once.
+#[derive(Debug)]
+enum Turns {
+    /// Anyone.
+    Free,
+    /// One at a time.
+    Single(Mutex<()>),
+    /// One at a time, on a device with a memory of its own.
+    Bound(Box<Mutex<Binding>>),
 }
 
 /// The outputs of a run.
@@ -63,6 +74,11 @@ impl Session {
                                 reason,
                             }
                         })?;
+                    let turns =
+                        Turns::of(&inner, *first, options.device_id).map_err(|error| RuntimeError::Open {
+                            file: path.clone(),
+                            reason: one_line(error.message()),
+                        })?;
                     return Ok(Session {
                         inner,
                         file: file.to_owned(),
@@ -70,7 +86,7 @@ impl Session {
                         output_names,
                         shrinks_always: false,
                         shrinks: AtomicBool::new(false),
-                        turn: (*first != Provider::Cpu).then(Mutex::default),
+                        turns,
                     });
                 }
                 Err(OpenFailure::Graph(reason)) if *first == Provider::Cpu => {
@@ -116,13 +132,14 @@ impl Session {
             .map_err(|message| bundle.fault(&self.file, BundleFault::Graph(message)))
     }
 
-    /// A tensor over borrowed data; `data` must have as many elements as `shape`.
-    pub(crate) fn view<'data, T: PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static>(
+    /// The input `name` over borrowed data; `data` must have as many elements as `shape`.
+    pub(crate) fn input<'data, T: PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static>(
+        name: &'data str,
         shape: &[usize],
         data: &'data [T],
-    ) -> Result<SessionInputValue<'data>, RuntimeError> {
+    ) -> Result<Input<'data>, RuntimeError> {
         TensorRef::from_array_view((shape.to_vec(), data))
-            .map(SessionInputValue::from)
+            .map(|value| Input::new(name, SessionInputValue::from(value)))
             .map_err(|error| RuntimeError::Run {
                 file: "input tensor".to_owned(),
                 reason: one_line(error.message()),
@@ -146,24 +163,31 @@ impl Session {
     /// Runs the graph and hands the outputs to `read`.
     pub(crate) fn run<T, E: From<RuntimeError>>(
         &self,
-        inputs: Vec<(&str, SessionInputValue<'_>)>,
+        inputs: &[Input<'_>],
         read: impl FnOnce(Outputs<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let ort_failed = |error: ort::Error| self.failed(one_line(error.message()));
-        let names = c_strings(inputs.iter().map(|(name, _)| *name)).map_err(|reason| self.failed(reason))?;
-        let inputs: Vec<(CString, SessionInputValue<'_>)> = names
-            .into_iter()
-            .zip(inputs.into_iter().map(|(_, value)| value))
-            .collect();
         let mut options = RunOptions::new().map_err(ort_failed)?;
         if self.shrinks.swap(false, Ordering::Relaxed) || self.shrinks_always {
             options.set(SHRINK, "cpu:0").map_err(ort_failed)?;
         }
-        let _turn = self
-            .turn
-            .as_ref()
-            .map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
-        let values = native::run(&self.inner, &options, &inputs, &self.output_names).map_err(ort_failed)?;
+        let run = || -> Result<Vec<DynValue>, RuntimeError> {
+            let names =
+                c_strings(inputs.iter().map(|input| input.name)).map_err(|reason| self.failed(reason))?;
+            native::run(&self.inner, &options, &names, inputs, &self.output_names).map_err(ort_failed)
+        };
+        let values = match &self.turns {
+            Turns::Free => run(),
+            Turns::Single(turn) => {
+                let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+                run()
+            }
+            Turns::Bound(binding) => binding
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .run(&self.inner, &options, inputs)
+                .map_err(ort_failed),
+        }?;
         read(Outputs {
             session: self,
             values,
@@ -175,6 +199,21 @@ impl Session {
             file: self.file.clone(),
             reason,
         }
+    }
+}
+
+// === impl Turns ===
+
+impl Turns {
+    fn of(session: &ort::session::Session, provider: Provider, device: u32) -> ort::Result<Turns> {
+        Ok(match provider {
+            Provider::Cpu => Turns::Free,
+            // What is bound would be copied, since its memory is the CPU's.
+            Provider::OpenVino => Turns::Single(Mutex::default()),
+            Provider::Cuda | Provider::TensorRt => {
+                Turns::Bound(Box::new(Mutex::new(Binding::new(session, provider, device)?)))
+            }
+        })
     }
 }
 

@@ -81,13 +81,13 @@ impl ConditionGraph {
             .map(|token| i64::from(*token))
             .collect();
         let mut values = vec![
-            ("text", Session::view(&[batch, length, self.text.width], &text)?),
-            ("text_mask", Session::view(&[batch, length], &mask)?),
+            Session::input("text", &[batch, length, self.text.width], &text)?,
+            Session::input("text_mask", &[batch, length], &mask)?,
         ];
         if let Some(stage) = &self.low {
-            values.push(("low_tokens", Session::view(&[batch, stage.positions()], &low)?));
+            values.push(Session::input("low_tokens", &[batch, stage.positions()], &low)?);
         }
-        self.session.run(values, |outputs| {
+        self.session.run(&values, |outputs| {
             let mut rows: Vec<Conditioning> = (0..batch)
                 .map(|_| Conditioning {
                     tensors: Vec::with_capacity(self.outputs.len()),

@@ -19,6 +19,8 @@ pub struct OnnxStage {
     step: StepGraph,
     lanes: Lanes,
     threads: LaneThreads,
+    /// Who draws the tokens of a pass that one lane computes as a whole, a share of its rows each.
+    samplers: LaneThreads,
     passes: Passes,
 }
 
@@ -50,6 +52,12 @@ impl OnnxStage {
             step,
             lanes,
             threads: LaneThreads::start(lanes)?,
+            samplers: LaneThreads::start(Lanes {
+                // Lanes draw what they compute.
+                count: if lanes.count > 1 { 1 } else { options.cpu_threads() },
+                rows: usize::MAX,
+                threads: 1,
+            })?,
             passes: Passes::default(),
         };
         stage.probe(bundle)?;
@@ -141,6 +149,7 @@ impl StageModel for OnnxStage {
     }
 
     fn pass(&mut self, rows: &mut [&mut Row]) -> Result<(), StageError> {
-        self.passes.run(&self.step, self.lanes, &self.threads, rows)
+        self.passes
+            .run(&self.step, self.lanes, (&self.threads, &self.samplers), rows)
     }
 }

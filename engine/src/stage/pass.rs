@@ -6,7 +6,7 @@ use super::conditioning::Conditioning;
 use super::parts::{Share, divide};
 use super::step_graph::{LogitsForm, StepGraph, StepInputs};
 use super::{InputError, RowFailure, StageError};
-use crate::row::{Row, StepError};
+use crate::row::{Logits, Row, StepError};
 use crate::runtime::{LaneThreads, Lanes};
 use crate::sampler::Scratch;
 
@@ -23,7 +23,24 @@ pub(super) struct Passes {
 #[derive(Debug, Default)]
 struct Buffers {
     inputs: StepInputs,
-    scratch: Scratch,
+    /// One for each sampler of the part.
+    scratches: Vec<Scratch>,
+}
+
+/// A row that takes its step, and its logits.
+struct Drawing<'part, 'pass> {
+    /// Index into the rows of the pass.
+    index: usize,
+    row: &'part mut &'pass mut Row,
+    conditional: Option<Logits<'part>>,
+    unconditional: Option<Logits<'part>>,
+}
+
+/// The rows of a part that one sampler draws, one after another.
+struct Portion<'part, 'pass> {
+    drawings: Vec<Drawing<'part, 'pass>>,
+    scratch: &'part mut Scratch,
+    failures: Vec<RowFailure>,
 }
 
 /// A part of a pass that is under way.
@@ -53,12 +70,13 @@ impl Passes {
         *self = Passes::default();
     }
 
-    /// See [`StageModel::pass`](super::StageModel::pass).
+    /// See [`StageModel::pass`](super::StageModel::pass). `threads` compute the parts; each part is drawn by as many as there are
+    /// `samplers`.
     pub(super) fn run(
         &mut self,
         step: &StepGraph,
         lanes: Lanes,
-        threads: &LaneThreads,
+        (threads, samplers): (&LaneThreads, &LaneThreads),
         rows: &mut [&mut Row],
     ) -> Result<(), StageError> {
         let guided: Vec<bool> = rows.iter().map(|row| row.needs_unconditional()).collect();
@@ -71,7 +89,7 @@ impl Passes {
         }
         let divided = share_out(&mut parts, rows);
 
-        threads.each(&mut parts, |part| part.run(step));
+        threads.each(&mut parts, |part| part.run(step, samplers));
 
         let mut failures = Vec::new();
         let mut halves = Vec::new();
@@ -177,8 +195,8 @@ impl<'pass> Part<'pass> {
         })
     }
 
-    /// Computes the part; its own rows take their step.
-    fn run(&mut self, step: &StepGraph) {
+    /// Computes the part; its own rows take their step, a share of them in each of `samplers`.
+    fn run(&mut self, step: &StepGraph, samplers: &LaneThreads) {
         let form = step.form();
         let Part {
             buffers,
@@ -187,11 +205,12 @@ impl<'pass> Part<'pass> {
             rows,
             outcome,
         } = self;
-        let Buffers { inputs, scratch } = &mut **buffers;
+        let Buffers { inputs, scratches } = &mut **buffers;
         *outcome = step.run(inputs, |logits| {
             let (mut first, mut second) = logits.split_at(sizes.iter().sum::<usize>().min(logits.len()));
             let mut rows = rows.iter_mut();
             let mut sampled = Sampled::default();
+            let mut drawings = Vec::with_capacity(shares.len());
             for (share, size) in shares.iter().zip(sizes.iter().copied()) {
                 if !share.whole {
                     let (own, rest) = first.split_at(size.min(first.len()));
@@ -201,25 +220,76 @@ impl<'pass> Part<'pass> {
                         .push((share.row, share.unconditional, own.to_vec()));
                     continue;
                 }
-                let own = form.take(&mut first, size);
-                let other = if share.has_both() {
+                let conditional = form.take(&mut first, size);
+                let unconditional = if share.has_both() {
                     form.take(&mut second, size)
                 } else {
                     None
                 };
-                let taken = match (rows.next(), own) {
-                    (Some(row), Some(own)) => row.advance(own, other, scratch),
-                    _ => Err(StepError::TooFewLogits),
-                };
-                if let Err(error) = taken {
-                    sampled.failures.push(RowFailure {
+                match rows.next() {
+                    Some(row) => drawings.push(Drawing {
+                        index: share.row,
+                        row,
+                        conditional,
+                        unconditional,
+                    }),
+                    None => sampled.failures.push(RowFailure {
                         row: share.row,
-                        error,
-                    });
+                        error: StepError::TooFewLogits,
+                    }),
                 }
             }
+            sampled.failures.extend(draw(drawings, scratches, samplers));
             Ok(sampled)
         });
+    }
+}
+
+/// Has each row take its step. `scratches` are reused.
+fn draw(
+    mut drawings: Vec<Drawing<'_, '_>>,
+    scratches: &mut Vec<Scratch>,
+    samplers: &LaneThreads,
+) -> Vec<RowFailure> {
+    let each = drawings.len().div_ceil(samplers.count()).max(1);
+    let count = drawings.len().div_ceil(each);
+    scratches.resize_with(scratches.len().max(count), Scratch::default);
+    let mut portions: Vec<Portion<'_, '_>> = scratches
+        .iter_mut()
+        .take(count)
+        .map(|scratch| Portion {
+            drawings: drawings.drain(..each.min(drawings.len())).collect(),
+            scratch,
+            failures: Vec::new(),
+        })
+        .collect();
+    samplers.each(&mut portions, Portion::draw);
+    portions
+        .into_iter()
+        .flat_map(|portion| portion.failures)
+        .collect()
+}
+
+// === impl Portion ===
+
+impl Portion<'_, '_> {
+    fn draw(&mut self) {
+        for drawing in &mut self.drawings {
+            let drawn = match drawing.conditional.take() {
+                Some(conditional) => {
+                    drawing
+                        .row
+                        .advance(conditional, drawing.unconditional.take(), self.scratch)
+                }
+                None => Err(StepError::TooFewLogits),
+            };
+            if let Err(error) = drawn {
+                self.failures.push(RowFailure {
+                    row: drawing.index,
+                    error,
+                });
+            }
+        }
     }
 }
 

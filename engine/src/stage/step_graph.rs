@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use ort::session::SessionInputValue;
-
 use super::conditioning::{Conditioning, JoinedConditioning, Tensor, TensorData, for_each_type};
 use super::{InputError, StageError};
 use crate::bundle::{Bundle, StageSpec};
 use crate::row::{Logits, Row};
 use crate::runtime::signature::{Dimension, Signature, TensorSignature};
-use crate::runtime::{Element, Provider, RuntimeError, Session, SessionOptions};
+use crate::runtime::{Element, Input, Provider, RuntimeError, Session, SessionOptions};
 
 const GRIDS: &str = "grids";
 const POSITIONS: &str = "positions";
@@ -135,25 +133,25 @@ impl StepGraph {
             width,
             packed,
         } = self.form;
-        let joined = inputs.joined.tensors();
+        let (joined, version) = (inputs.joined.tensors(), inputs.joined.version());
         let mut values = Vec::with_capacity(3 + joined.len());
         let grids = inputs.tokens.len() / positions;
-        values.push(("tokens", Session::view(&[grids, positions], &inputs.tokens)?));
+        values.push(Session::input("tokens", &[grids, positions], &inputs.tokens)?);
         if self.shares_grids {
-            values.push((GRIDS, Session::view(&[inputs.rows], &inputs.grids)?));
+            values.push(Session::input(GRIDS, &[inputs.rows], &inputs.grids)?);
         }
         let wanted = inputs.positions.len();
         if packed {
-            values.push((POSITIONS, Session::view(&[wanted], &inputs.positions)?));
+            values.push(Session::input(POSITIONS, &[wanted], &inputs.positions)?);
         }
         for (name, tensor) in self.conditioning.iter().zip(joined) {
-            values.push((name.as_str(), tensor_view(tensor)?));
+            values.push(input(name, tensor)?.of_version(version));
         }
         let packed_shape = [wanted, width];
         let whole_shape = [inputs.rows, positions, width];
         let shape: &[usize] = if packed { &packed_shape } else { &whole_shape };
         self.session
-            .run(values, |outputs| read(outputs.f32("logits", shape)?))
+            .run(&values, |outputs| read(outputs.f32("logits", shape)?))
     }
 }
 
@@ -199,8 +197,8 @@ impl LogitsForm {
     }
 }
 
-fn tensor_view(tensor: &Tensor) -> Result<SessionInputValue<'_>, RuntimeError> {
-    for_each_type!(&tensor.data, values => Session::view(&tensor.shape, values))
+fn input<'data>(name: &'data str, tensor: &'data Tensor) -> Result<Input<'data>, RuntimeError> {
+    for_each_type!(&tensor.data, values => Session::input(name, &tensor.shape, values))
 }
 
 fn signature(form: LogitsForm, shares_grids: bool, conditioning: &[TensorSignature]) -> Signature {

@@ -166,9 +166,9 @@ impl TextEncoder {
         }
         let width = self.width;
         self.session.run(
-            vec![
-                ("input_ids", Session::view(&shape, &ids)?),
-                ("attention_mask", Session::view(&shape, &mask)?),
+            &[
+                Session::input("input_ids", &shape, &ids)?,
+                Session::input("attention_mask", &shape, &mask)?,
             ],
             |outputs| {
                 let values = outputs.f32("embedding", &[texts.len(), bucket, width])?;

@@ -4,16 +4,19 @@ A configuration says every part's shape; `configs/random/` has the paper's base 
 bundle is for measuring what a model of that size costs: it loads, runs and makes pictures of nothing.
 
 The model is never in memory. It is traced from tensors that have a shape and no contents, and weights are drawn and
-written one tensor at a time, each from its own name and the seed, so that two bundles of one configuration hold the same
-weights, in f32 or rounded to f16. Weights above a limit lie in external data, as in every bundle.
+written one tensor after another, each from its own name and the seed, so that two bundles of one configuration hold the same
+weights, in f32 or rounded to f16. While one is written, the next ones are drawn, by as many threads as there are cores. Weights above a limit lie in external data, as in every bundle.
 """
 
 import argparse
 import hashlib
 import math
+import os
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,10 @@ _LIVELY = 2.0
 model's."""
 
 
+_AHEAD = 2_000_000_000
+"""Bytes of f32 weights that may be drawn before they are asked for."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """Weights that are drawn when they are asked for: mean + scale · N(0, 1), always the same."""
@@ -74,6 +81,55 @@ class Drawn:
         return values
 
 
+class DrawnAhead:
+    """One of several weights that are asked for once each and in order, by `numpy()`: asking for one has the next ones drawn."""
+
+    def __init__(self, drawn: Drawn, queue: "_Queue") -> None:
+        self._drawn = drawn
+        self._queue = queue
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the graph reads it."""
+        return self._drawn.shape
+
+    def numpy(self) -> np.ndarray:
+        """The weights, f32, as the graph reads them."""
+        return self._queue.take(self._drawn)
+
+
+class _Queue:
+    """Weights that threads draw, some ahead of who takes them."""
+
+    def __init__(self, weights: list[Drawn], pool: ThreadPoolExecutor) -> None:
+        self._waiting = deque(weights)
+        self._pool = pool
+        self._begun: deque[tuple[Drawn, Future[np.ndarray]]] = deque()
+
+    def take(self, weight: Drawn) -> np.ndarray:
+        self._begin()
+        expected, drawn = self._begun.popleft()
+        if expected is not weight:
+            raise ValueError(f"{weight.key} is asked for out of turn")
+        values = drawn.result()
+        self._begin()
+        return values
+
+    def _begin(self) -> None:
+        ahead = sum(4 * math.prod(weight.shape) for weight, _ in self._begun)
+        while self._waiting and (not self._begun or ahead < _AHEAD):
+            weight = self._waiting.popleft()
+            ahead += 4 * math.prod(weight.shape)
+            self._begun.append((weight, self._pool.submit(weight.numpy)))
+
+
+def _ahead(weights: dict[str, Any], pool: ThreadPoolExecutor) -> dict[str, Any]:
+    queue = _Queue([weight for weight in weights.values() if isinstance(weight, Drawn)], pool)
+    return {
+        name: DrawnAhead(weight, queue) if isinstance(weight, Drawn) else weight for name, weight in weights.items()
+    }
+
+
 def write_random_bundle(
     config: dict[str, Any],
     folder: Path,
@@ -95,10 +151,11 @@ def write_random_bundle(
     partial.mkdir(parents=True)
     with shapes_only:
         large = list(_large_graphs(parts))
-    for name, graph, stored in large:
-        traced = trace_shapes(graph, shapes_only)
-        weights = dict(_drawn(f"{seed}/{name}", graph.module, traced.weights))
-        _write(Traced(traced.model, weights), partial / name, stored, external_above)
+    with ThreadPoolExecutor(os.cpu_count(), "draw") as pool:
+        for name, graph, stored in large:
+            traced = trace_shapes(graph, shapes_only)
+            weights = _ahead(dict(_drawn(f"{seed}/{name}", graph.module, traced.weights)), pool)
+            _write(Traced(traced.model, weights), partial / name, stored, external_above)
     for name, graph, stored in _small_graphs(parts):
         _write(trace_apart(graph), partial / name, stored, external_above)
     write_other_files(parts, partial)

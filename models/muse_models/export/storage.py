@@ -174,6 +174,23 @@ def _external(name: str, values: np.ndarray, file: BinaryIO) -> TensorProto:
     return proto
 
 
+class BesideFile:
+    """Reads a graph's external data, a tensor at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def array(self, tensor: TensorProto) -> np.ndarray:
+        """The tensor's values. Raises `ValueError` if they lie elsewhere."""
+        places = {entry.key: entry.value for entry in tensor.external_data}
+        if places.get("location") != self._path.name:
+            raise ValueError(f"{tensor.name} lies in {places.get('location')}, not in {self._path.name}")
+        kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        count = int(np.prod(tuple(tensor.dims)))
+        values = np.fromfile(self._path, kind, count, offset=int(places.get("offset", "0")))
+        return values.reshape(tuple(tensor.dims))
+
+
 def quantise(weights: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """int8 values and f32 scales, one a channel along `axis`, with weights = values * scales.
 
@@ -196,7 +213,7 @@ def _round(weights: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def _to_half(name: str, weights: np.ndarray) -> np.ndarray:
-    if np.abs(weights).max() > np.finfo(np.float16).max:
+    if max(weights.max(), -weights.min()) > np.finfo(np.float16).max:
         raise ValueError(f"{name} has a weight beyond the range of f16")
     return weights.astype(np.float16)
 
