@@ -7,7 +7,6 @@ files are copied. `half_graph` says what is rewritten.
 
 import argparse
 import hashlib
-import os
 import shutil
 import sys
 import tomllib
@@ -45,7 +44,7 @@ def write_half(folder: Path, out: Path) -> None:
     for name in manifest["files"]:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         if name not in rewritten:
-            _place(folder / name, partial / name)
+            shutil.copyfile(folder / name, partial / name)
     for name in rewritten:
         beside = BesideFile(folder / f"{name}.data") if f"{name}.data" in manifest["files"] else None
         model = onnx.load(folder / name, load_external_data=False)
@@ -66,14 +65,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                 raise BundleError(f"{name}: not the file that the manifest describes (SHA-256 differs)")
     return manifest
-
-
-def _place(source: Path, target: Path) -> None:
-    """The same file under another name where the file system can, since weights are large; else a copy."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def main(argv: list[str] | None = None) -> int:
