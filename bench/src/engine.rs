@@ -43,13 +43,13 @@ pub(crate) struct StageCurve {
 
 pub(crate) fn measure(arguments: &Arguments, settings: &Settings, bundle: &Bundle) -> anyhow::Result<Engine> {
     let session = arguments.session()?;
-    let lanes = session.lanes()?.count;
+    let samplers = session.samplers()?;
     let mut bare = Bare::open(bundle, &session)?;
     let mut sections = Vec::new();
     let mut curves = Vec::new();
     for model in bare.stages() {
         say(&format!("passes of the {} stage", model.spec().stage));
-        let (section, curve) = passes(model, settings, bundle, lanes)?;
+        let (section, curve) = passes(model, settings, bundle, samplers)?;
         sections.push(section);
         curves.push(curve);
     }
@@ -67,7 +67,7 @@ fn passes(
     model: &mut impl StageModel,
     settings: &Settings,
     bundle: &Bundle,
-    lanes: usize,
+    samplers: usize,
 ) -> anyhow::Result<(Section, StageCurve)> {
     let spec = model.spec().clone();
     let conditioning = conditioning(model, bundle)?;
@@ -110,14 +110,14 @@ fn passes(
         ]);
     }
     let pass = curve.time(knee).as_secs_f64();
-    let share = sampling.map(|seconds| seconds * knee as f64 / (pass * lanes.min(knee) as f64));
+    let share = sampling.map(|seconds| seconds * knee.div_ceil(samplers) as f64 / pass);
     let section = Section {
         name: format!("passes_{}", spec.stage),
         title: format!("A pass of the {} stage", spec.stage),
         text: format!(
             "{} positions of {} codes; {} passes at each size, in turns. Rows are unguided and wholly masked, as at a worker's \
              warm-up; the knee is the smallest size within {:.0} % of the most rows a second. Sampling alone, on logits \
-             of that shape with every position masked: {} µs a row; lanes ({lanes}) share the rows.",
+             of that shape with every position masked: {} µs a row; {samplers} threads share the rows.",
             spec.positions(),
             spec.codebook_size,
             settings.passes,

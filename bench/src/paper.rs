@@ -79,6 +79,8 @@ struct Measured {
     opened: Memory,
     ran: Memory,
     passes: Vec<(usize, Series)>,
+    /// Threads that share the sampling of a pass's rows.
+    samplers: usize,
     /// Seconds a row; text is not sampled.
     sampling: Option<Series>,
 }
@@ -129,11 +131,15 @@ fn text(bundle: &Bundle, session: &SessionOptions, options: &Options) -> anyhow:
             _ => break,
         }
     }
-    let passes = series(options, |rows| {
+    let passes = series(options, |rows, count| {
         let texts = vec![ids.clone(); rows];
-        let (embeddings, seconds) = timed(|| encoder.embed(&texts))?;
-        anyhow::ensure!(embeddings.len() == rows, "an embedding is missing");
-        Ok(seconds)
+        let mut times = Vec::new();
+        for _ in 0..count {
+            let (embeddings, seconds) = timed(|| encoder.embed(&texts))?;
+            anyhow::ensure!(embeddings.len() == rows, "an embedding is missing");
+            times.push(seconds);
+        }
+        Ok(times)
     })?;
     Ok(Measured {
         part: Part::Text,
@@ -144,6 +150,7 @@ fn text(bundle: &Bundle, session: &SessionOptions, options: &Options) -> anyhow:
         opened,
         ran: Memory::now()?,
         passes,
+        samplers: 1,
         sampling: None,
     })
 }
@@ -161,16 +168,18 @@ fn stage(
     let pass_bytes = stored(bundle, &spec.step)?;
     let opened = Memory::now()?;
     let conditioning = conditioning(&mut model, bundle)?;
-    let mut round = 0;
-    let passes = series(options, |rows| {
-        round += 1;
+    let passes = series(options, |rows, count| {
         let mut rows = (0..rows)
-            .map(|index| row(&spec, &Arc::clone(&conditioning), round, index))
+            .map(|index| row(&spec, &Arc::clone(&conditioning), 0, index))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut pass: Vec<&mut Row> = rows.iter_mut().collect();
-        let begun = Instant::now();
-        model.pass(&mut pass)?;
-        Ok(begun.elapsed().as_secs_f64())
+        let mut times = Vec::new();
+        for _ in 0..count {
+            let mut pass: Vec<&mut Row> = rows.iter_mut().collect();
+            let begun = Instant::now();
+            model.pass(&mut pass)?;
+            times.push(begun.elapsed().as_secs_f64());
+        }
+        Ok(times)
     })?;
     let ran = Memory::now()?;
     Ok(Measured {
@@ -182,29 +191,28 @@ fn stage(
         opened,
         ran,
         passes,
+        samplers: session.samplers()?,
         sampling: Some(sampling(&spec, &conditioning, settings)?),
     })
 }
 
-/// Seconds of passes at each size, in turns. The first of each size is not counted: it reads mapped weights from the disk.
+/// Seconds of passes at each size, one after another of the same rows, as they follow each other when a batch is decoded. `passes` runs so
+/// many of a number of rows. The first is not counted: it reads mapped weights from the disk, and sends a device what the others
+/// find there.
 fn series(
     options: &Options,
-    mut pass: impl FnMut(usize) -> anyhow::Result<f64>,
+    mut passes: impl FnMut(usize, usize) -> anyhow::Result<Vec<f64>>,
 ) -> anyhow::Result<Vec<(usize, Series)>> {
-    let mut times = vec![Vec::new(); options.rows.len()];
-    for round in 0..=options.passes {
-        for (rows, times) in options.rows.iter().zip(&mut times) {
-            let seconds = pass(*rows)?;
-            say(&format!("{rows} rows: {seconds:.2} s"));
-            if round > 0 {
-                times.push(seconds);
-            }
+    let mut measured = Vec::new();
+    for rows in &options.rows {
+        let times = passes(*rows, options.passes + 1)?;
+        for seconds in &times {
+            say(&format!("{rows} rows: {seconds:.4} s"));
         }
+        let counted = times.into_iter().skip(1);
+        measured.push((*rows, Series::new(counted).context("no pass was measured")?));
     }
-    let sizes = options.rows.iter().copied().zip(times);
-    sizes
-        .map(|(rows, times)| Ok((rows, Series::new(times).context("no pass was measured")?)))
-        .collect()
+    Ok(measured)
 }
 
 fn section(measured: &Measured, options: &Options, load: f64) -> anyhow::Result<Section> {
@@ -229,7 +237,7 @@ fn section(measured: &Measured, options: &Options, load: f64) -> anyhow::Result<
             format!("{:.2}", bytes as f64 / held),
         ]);
     }
-    let mut times = Table::new(&["rows", "pass, s", "GFLOP/s", "sampling, share of the pass"]);
+    let mut times = Table::new(&["rows", "pass, ms", "GFLOP/s", "sampling, share of the pass"]);
     let mut verdicts = vec![Verdict::at_most(
         format!(
             "resident memory / weights ({:?}, {:?})",
@@ -240,13 +248,12 @@ fn section(measured: &Measured, options: &Options, load: f64) -> anyhow::Result<
     )];
     for (rows, passes) in &measured.passes {
         let products = 2.0 * weights * (measured.positions * rows) as f64;
-        let share = measured
-            .sampling
-            .as_ref()
-            .map(|sampling| sampling.map(|seconds| seconds * *rows as f64 / passes.median()));
+        let share = measured.sampling.as_ref().map(|sampling| {
+            sampling.map(|seconds| seconds * rows.div_ceil(measured.samplers) as f64 / passes.median())
+        });
         times.row([
             rows.to_string(),
-            spread(passes, 2),
+            spread(&passes.map(|seconds| seconds * 1e3), 1),
             spread(&passes.map(|seconds| products / seconds / 1e9), 0),
             share.as_ref().map_or_else(
                 || "-".to_owned(),

@@ -112,6 +112,20 @@ impl SessionOptions {
     }
 }
 
+impl SessionOptions {
+    /// How many rows of a pass are drawn side by side: one in each lane; where one lane computes the pass, one in each thread, as
+    /// none of them has anything else to do then.
+    ///
+    /// # Errors
+    /// As [`SessionOptions::lanes`].
+    pub fn samplers(&self) -> Result<usize, RuntimeError> {
+        Ok(match self.lanes()?.count {
+            0 | 1 => self.cpu_threads(),
+            lanes => lanes,
+        })
+    }
+}
+
 impl Default for SessionOptions {
     fn default() -> SessionOptions {
         SessionOptions {

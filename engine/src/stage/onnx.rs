@@ -54,7 +54,7 @@ impl OnnxStage {
             threads: LaneThreads::start(lanes)?,
             samplers: LaneThreads::start(Lanes {
                 // Lanes draw what they compute.
-                count: if lanes.count > 1 { 1 } else { options.cpu_threads() },
+                count: if lanes.count > 1 { 1 } else { options.samplers()? },
                 rows: usize::MAX,
                 threads: 1,
             })?,
