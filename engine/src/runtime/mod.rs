@@ -8,12 +8,13 @@ mod native;
 mod opening;
 mod options;
 mod provider;
+mod rows;
 mod session;
 pub(crate) mod signature;
 
 use std::path::PathBuf;
 
-pub(crate) use binding::{Input, Version};
+pub(crate) use binding::Input;
 pub use cuda::{ArenaGrowth, ConvolutionSearch, CudaOptions};
 pub(crate) use lanes::LaneThreads;
 pub use lanes::Lanes;
@@ -21,6 +22,7 @@ pub use library::Runtime;
 pub use opening::open_graph;
 pub use options::{SessionOptions, WidenWeights};
 pub use provider::Provider;
+pub(crate) use rows::{DeviceRows, RowGatherer};
 pub(crate) use session::{Outputs, Session};
 pub(crate) use signature::Element;
 

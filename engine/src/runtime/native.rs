@@ -119,7 +119,7 @@ pub(super) fn run_bound(
 }
 
 /// Binds `value` as input `name`. Where the session wants it on the device that it is on, the binding refers to its memory
-/// and has no copy ([`inputs_on_device`]): it must be bound again before a run that comes when that memory is gone.
+/// and has no copy: it must be bound again before a run that comes when that memory is gone.
 pub(super) fn bind(binding: &mut IoBinding, name: &CStr, value: &DynValue) -> ort::Result<()> {
     // SAFETY: all pointers are of values that live until the call returns; ONNX Runtime shares its own value's ownership.
     unsafe {
@@ -128,30 +128,6 @@ pub(super) fn bind(binding: &mut IoBinding, name: &CStr, value: &DynValue) -> or
             name.as_ptr(),
             value.ptr(),
         ))
-    }
-}
-
-/// Whether each input, in order, is wanted in a memory that is not the CPU's, so that [`bind`] copies it.
-pub(super) fn inputs_on_device(session: &Session) -> ort::Result<Vec<bool>> {
-    let mut memories: Vec<*const ort::sys::OrtMemoryInfo> = vec![ptr::null(); session.inputs().len()];
-    // SAFETY: there are as many slots as ONNX Runtime is told; what it puts there belongs to the session and is only looked at
-    // here, where it is not null.
-    unsafe {
-        ort::Error::result_from_status((ort::api().SessionGetMemoryInfoForInputs)(
-            session.ptr(),
-            memories.as_mut_ptr(),
-            memories.len(),
-        ))?;
-        Ok(memories
-            .into_iter()
-            .map(|memory| {
-                let mut device = ort::sys::OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU;
-                if !memory.is_null() {
-                    (ort::api().MemoryInfoGetDeviceType)(memory, &raw mut device);
-                }
-                device != ort::sys::OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU
-            })
-            .collect())
     }
 }
 

@@ -68,6 +68,18 @@ pub(super) fn open(
         .map_err(|error| OpenFailure::Graph(one_line(error.message())))
 }
 
+/// `model`, made in this process, on `provider`.
+pub(super) fn open_model(
+    runtime: &Runtime,
+    model: ort::editor::Model,
+    provider: Provider,
+    options: &SessionOptions,
+) -> Result<ort::session::Session, OpenFailure> {
+    model
+        .into_session(&builder(runtime, &[provider], options)?)
+        .map_err(|error| OpenFailure::Graph(one_line(error.message())))
+}
+
 // Builder errors are neither Send nor Sync, so they are turned into text before they leave this function.
 fn builder(
     runtime: &Runtime,

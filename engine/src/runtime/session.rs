@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use ort::session::{RunOptions, SessionInputValue};
 use ort::value::{DynValue, Outlet, PrimitiveTensorElementType, TensorRef};
 
-use super::binding::{Binding, Input};
+use super::binding::{Binding, Input, Place};
 use super::opening::{OpenFailure, open};
 use super::signature::Signature;
 use super::{Provider, Runtime, RuntimeError, SessionOptions, native, one_line};
@@ -132,18 +132,26 @@ impl Session {
             .map_err(|message| bundle.fault(&self.file, BundleFault::Graph(message)))
     }
 
-    /// The input `name` over borrowed data; `data` must have as many elements as `shape`.
+    /// A tensor over borrowed data; `data` must have as many elements as `shape`.
+    pub(crate) fn view<'data, T: PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static>(
+        shape: &[usize],
+        data: &'data [T],
+    ) -> Result<SessionInputValue<'data>, RuntimeError> {
+        TensorRef::from_array_view((shape.to_vec(), data))
+            .map(SessionInputValue::from)
+            .map_err(|error| RuntimeError::Run {
+                file: "input tensor".to_owned(),
+                reason: one_line(error.message()),
+            })
+    }
+
+    /// The input `name` over borrowed data, as [`Session::view`].
     pub(crate) fn input<'data, T: PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static>(
         name: &'data str,
         shape: &[usize],
         data: &'data [T],
     ) -> Result<Input<'data>, RuntimeError> {
-        TensorRef::from_array_view((shape.to_vec(), data))
-            .map(|value| Input::new(name, SessionInputValue::from(value)))
-            .map_err(|error| RuntimeError::Run {
-                file: "input tensor".to_owned(),
-                reason: one_line(error.message()),
-            })
+        Ok(Input::new(name, Session::view(shape, data)?))
     }
 
     /// Every run gives the memory that the arena does not use then back to the system, as [`Session::shrink_at_next_run`]: for
@@ -210,9 +218,11 @@ impl Turns {
             Provider::Cpu => Turns::Free,
             // What is bound would be copied, since its memory is the CPU's.
             Provider::OpenVino => Turns::Single(Mutex::default()),
-            Provider::Cuda | Provider::TensorRt => {
-                Turns::Bound(Box::new(Mutex::new(Binding::new(session, provider, device)?)))
-            }
+            Provider::Cuda | Provider::TensorRt => Turns::Bound(Box::new(Mutex::new(Binding::new(
+                session,
+                Place::Pinned,
+                device,
+            )?))),
         })
     }
 }

@@ -57,6 +57,16 @@ impl Element {
             _ => None,
         }
     }
+
+    pub(crate) fn to_onnx(self) -> TensorElementType {
+        match self {
+            Element::F32 => TensorElementType::Float32,
+            Element::F16 => TensorElementType::Float16,
+            Element::I64 => TensorElementType::Int64,
+            Element::I32 => TensorElementType::Int32,
+            Element::Bool => TensorElementType::Bool,
+        }
+    }
 }
 
 impl fmt::Display for Element {

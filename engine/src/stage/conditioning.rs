@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 use half::f16;
 
-use crate::runtime::Version;
-
 /// What the `condition` graph made of one text (and low tokens). Opaque: nothing looks inside but the `step` graph.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conditioning {
@@ -39,12 +37,10 @@ pub enum TensorData {
 
 /// The conditioning of a pass's rows, joined along the batch axis. Rows that stay in their slot from pass to pass are not
 /// copied again.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct JoinedConditioning {
     rows: Vec<Arc<Conditioning>>,
     tensors: Vec<Tensor>,
-    /// Of what the tensors hold.
-    version: Version,
 }
 
 // === impl Conditioning ===
@@ -123,16 +119,12 @@ impl JoinedConditioning {
         rows: impl ExactSizeIterator<Item = &'row Arc<Conditioning>>,
     ) -> Option<&[Tensor]> {
         let count = rows.len();
-        if self.rows.len() != count {
-            self.version = Version::next();
-        }
         for (slot, row) in rows.enumerate() {
             match self.rows.get_mut(slot) {
                 Some(present) if Arc::ptr_eq(present, row) => continue,
                 Some(present) => *present = row.clone(),
                 None => self.rows.push(row.clone()),
             }
-            self.version = Version::next();
             if !self.fill(slot, row) {
                 // Half filled: forget everything, so that the next pass starts clean.
                 *self = JoinedConditioning::default();
@@ -153,11 +145,6 @@ impl JoinedConditioning {
         &self.tensors
     }
 
-    /// Stands for what was joined last: joined again unchanged, it keeps its version.
-    pub(crate) fn version(&self) -> Version {
-        self.version
-    }
-
     fn fill(&mut self, slot: usize, row: &Conditioning) -> bool {
         if self.tensors.is_empty() {
             self.tensors = row
@@ -173,16 +160,6 @@ impl JoinedConditioning {
             && self.tensors.iter_mut().zip(&row.tensors).all(|(joined, tensor)| {
                 joined.shape[1..] == tensor.shape && joined.data.put(slot, &tensor.data)
             })
-    }
-}
-
-impl Default for JoinedConditioning {
-    fn default() -> JoinedConditioning {
-        JoinedConditioning {
-            rows: Vec::new(),
-            tensors: Vec::new(),
-            version: Version::next(),
-        }
     }
 }
 
@@ -238,35 +215,6 @@ mod tests {
                 panic!("{tensors:?}");
             }
         }
-    }
-
-    #[test]
-    fn what_is_joined_has_a_new_version_when_it_is_not_what_it_was() {
-        let rows: Vec<_> = (0..4).map(|value| row(value as f32)).collect();
-        let mut joined = JoinedConditioning::default();
-        let mut version = |slots: &[usize]| {
-            let picked: Vec<_> = slots.iter().map(|slot| &rows[*slot]).collect();
-            joined.join(picked.into_iter()).unwrap();
-            joined.version()
-        };
-        let mut last = version(&[0, 1, 2]);
-        for slots in [
-            vec![0, 1],
-            vec![0, 1, 2],
-            vec![0, 3, 2],
-            vec![3, 0, 2],
-            vec![],
-            vec![3],
-        ] {
-            let changed = version(&slots);
-            assert_ne!(changed, last, "{slots:?}");
-            assert_eq!(version(&slots), changed, "{slots:?}");
-            last = changed;
-        }
-        assert_ne!(
-            JoinedConditioning::default().version(),
-            JoinedConditioning::default().version()
-        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod condition_graph;
 mod conditioning;
+mod device_conditioning;
 mod input;
 mod onnx;
 mod parts;

@@ -15,13 +15,14 @@ use crate::runtime::{LaneThreads, Lanes, Provider, RuntimeError, SessionOptions}
 #[derive(Debug)]
 pub struct OnnxStage {
     spec: StageSpec,
+    /// Before the graphs, so that what it holds of theirs goes before them.
+    passes: Passes,
     condition: ConditionGraph,
     step: StepGraph,
     lanes: Lanes,
     threads: LaneThreads,
     /// Who draws the tokens of a pass that one lane computes as a whole, a share of its rows each.
     samplers: LaneThreads,
-    passes: Passes,
 }
 
 // === impl OnnxStage ===

@@ -169,7 +169,7 @@ impl<'pass> Part<'pass> {
         buffers: &'pass mut Buffers,
         shares: Vec<Share>,
         rows: &[&mut Row],
-    ) -> Result<Part<'pass>, InputError> {
+    ) -> Result<Part<'pass>, StageError> {
         let inputs = &mut buffers.inputs;
         inputs.clear();
         let mut conditioning: Vec<&Arc<Conditioning>> = Vec::with_capacity(2 * shares.len());

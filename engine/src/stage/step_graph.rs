@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use super::conditioning::{Conditioning, JoinedConditioning, Tensor, TensorData, for_each_type};
+use super::device_conditioning::DeviceConditioning;
 use super::{InputError, StageError};
 use crate::bundle::{Bundle, StageSpec};
 use crate::row::{Logits, Row};
 use crate::runtime::signature::{Dimension, Signature, TensorSignature};
-use crate::runtime::{Element, Input, Provider, RuntimeError, Session, SessionOptions};
+use crate::runtime::{
+    DeviceRows, Element, Input, Provider, RowGatherer, RuntimeError, Session, SessionOptions,
+};
 
 const GRIDS: &str = "grids";
 const POSITIONS: &str = "positions";
@@ -18,6 +21,8 @@ pub(super) struct StepGraph {
     session: Session,
     /// The conditioning tensors, in the order in which [`Conditioning`] holds them.
     conditioning: Vec<String>,
+    /// Joins conditioning on the device, where the graph runs on one with a memory of its own.
+    gatherer: Option<RowGatherer>,
     /// Whether rows may share a grid: it has the input `grids`.
     shares_grids: bool,
     form: LogitsForm,
@@ -35,6 +40,8 @@ pub(super) struct StepInputs {
     /// `[M]`.
     positions: Vec<i64>,
     joined: JoinedConditioning,
+    /// In its place where the device joins it.
+    on_device: DeviceConditioning,
 }
 
 /// How a pass's logits lie.
@@ -67,8 +74,15 @@ impl StepGraph {
             packed: has(POSITIONS),
         };
         session.check(bundle, &signature(form, shares_grids, conditioning))?;
+        let gatherer = match session.provider() {
+            Provider::Cpu | Provider::OpenVino => None,
+            Provider::Cuda | Provider::TensorRt => {
+                Some(RowGatherer::open(conditioning, Provider::Cuda, options)?)
+            }
+        };
         Ok(StepGraph {
             session,
+            gatherer,
             conditioning: conditioning
                 .iter()
                 .map(|signature| signature.name.clone())
@@ -112,13 +126,17 @@ impl StepGraph {
         &self,
         inputs: &mut StepInputs,
         conditioning: impl ExactSizeIterator<Item = &'row Arc<Conditioning>>,
-    ) -> Result<(), InputError> {
+    ) -> Result<(), StageError> {
         if conditioning.len() != inputs.rows {
-            return Err(InputError::Conditioning);
+            return Err(InputError::Conditioning.into());
+        }
+        if let Some(gatherer) = &self.gatherer {
+            let rows: Vec<_> = conditioning.collect();
+            return inputs.on_device.join(gatherer, &rows);
         }
         match inputs.joined.join(conditioning) {
             Some(joined) if joined.len() == self.conditioning.len() => Ok(()),
-            _ => Err(InputError::Conditioning),
+            _ => Err(InputError::Conditioning.into()),
         }
     }
 
@@ -133,8 +151,7 @@ impl StepGraph {
             width,
             packed,
         } = self.form;
-        let (joined, version) = (inputs.joined.tensors(), inputs.joined.version());
-        let mut values = Vec::with_capacity(3 + joined.len());
+        let mut values = Vec::with_capacity(3 + self.conditioning.len());
         let grids = inputs.tokens.len() / positions;
         values.push(Session::input("tokens", &[grids, positions], &inputs.tokens)?);
         if self.shares_grids {
@@ -144,8 +161,12 @@ impl StepGraph {
         if packed {
             values.push(Session::input(POSITIONS, &[wanted], &inputs.positions)?);
         }
-        for (name, tensor) in self.conditioning.iter().zip(joined) {
-            values.push(input(name, tensor)?.of_version(version));
+        let on_device = inputs.on_device.rows().map_or(&[][..], DeviceRows::tensors);
+        for (name, tensor) in self.conditioning.iter().zip(on_device) {
+            values.push(Input::new(name, tensor.into()));
+        }
+        for (name, tensor) in self.conditioning.iter().zip(inputs.joined.tensors()) {
+            values.push(input(name, tensor)?);
         }
         let packed_shape = [wanted, width];
         let whole_shape = [inputs.rows, positions, width];
