@@ -181,6 +181,9 @@ fn rows_of_the_demo_bundle_do_too() {
 /// Lanes run one session at once, which must not show: the same passes five times in four parts at once, against one lane.
 #[test]
 fn lanes_make_what_one_lane_makes() {
+    if support::provider() != Provider::Cpu {
+        return;
+    }
     let open = |lanes| {
         let options = SessionOptions {
             threads: lanes,
