@@ -6,6 +6,7 @@ mod support;
 
 use std::path::Path;
 
+use muse_engine::runtime::{ArenaGrowth, ConvolutionSearch, CudaOptions};
 use muse_engine::stage::OnnxStage;
 use muse_engine::{Provider, Runtime, RuntimeError, SessionOptions, Stage, StageError};
 use support::{bundle, library, options};
@@ -104,7 +105,21 @@ fn options_are_read_from_configuration_and_unknown_keys_refused() {
     assert_eq!(options.providers, [Provider::Cuda, Provider::Cpu]);
     assert_eq!(options.threads, 2);
     assert_eq!(options.spin_us, SessionOptions::default().spin_us);
-    for wrong in ["provider = [\"cpu\"]", "providers = [\"gpu\"]"] {
+    assert_eq!(options.cuda, CudaOptions::default());
+    let text = "[cuda]\narena_bytes = 1000\narena_growth = \"doubling\"\nconvolution_search = \"exhaustive\"\ntf32 = true";
+    let expected = CudaOptions {
+        arena_bytes: 1000,
+        arena_growth: ArenaGrowth::Doubling,
+        convolution_search: ConvolutionSearch::Exhaustive,
+        tf32: true,
+    };
+    assert_eq!(toml::from_str::<SessionOptions>(text).unwrap().cuda, expected);
+    for wrong in [
+        "provider = [\"cpu\"]",
+        "providers = [\"gpu\"]",
+        "[cuda]\ngraphs = true",
+        "[cuda]\narena_growth = \"fast\"",
+    ] {
         toml::from_str::<SessionOptions>(wrong).expect_err(wrong);
     }
 }
