@@ -92,7 +92,10 @@ impl Binding {
                 .bind_output_to_device(output.as_str(), &self.memory)?;
         }
         self.binding.synchronize_inputs()?;
-        native::run_bound(session, options, &self.binding)
+        let made = native::run_bound(session, options, &self.binding);
+        // Borrowed memory may be gone by the next run, and what lies on the device would be kept for it.
+        self.binding.clear_inputs();
+        made
     }
 }
 

@@ -119,7 +119,7 @@ pub(super) fn run_bound(
 }
 
 /// Binds `value` as input `name`. Where the session wants it on the device that it is on, the binding refers to its memory
-/// and has no copy: it must be bound again before a run that comes when that memory is gone.
+/// and has no copy: inputs must be cleared before a run that comes when that memory is gone.
 pub(super) fn bind(binding: &mut IoBinding, name: &CStr, value: &DynValue) -> ort::Result<()> {
     // SAFETY: all pointers are of values that live until the call returns; ONNX Runtime shares its own value's ownership.
     unsafe {

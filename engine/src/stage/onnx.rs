@@ -154,3 +154,81 @@ impl StageModel for OnnxStage {
             .run(&self.step, self.lanes, (&self.threads, &self.samplers), rows)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::row::{RowConditioning, RowSettings};
+    use crate::runtime::Runtime;
+
+    /// A stage of the tiny bundle, and rows of four texts that share the unconditional one.
+    fn open(stage: Stage, on_device: bool) -> (OnnxStage, Vec<Row>) {
+        let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let library = std::env::var_os("MUSE__RUNTIME__ONNXRUNTIME")
+            .map_or_else(|| root.join(".deps/onnxruntime/libonnxruntime.so"), PathBuf::from);
+        Runtime::initialise(Some(&library)).unwrap();
+        let options = SessionOptions {
+            threads: 2,
+            lanes: 1,
+            ..SessionOptions::default()
+        };
+        let bundle = Bundle::load(&root.join("tests/bundles/tiny")).unwrap();
+        let mut model = OnnxStage::open(&bundle, stage, &options).unwrap();
+        if on_device {
+            let taken = model.condition.outputs().to_vec();
+            model.step.join_as_on_a_device(&taken, &options).unwrap();
+        }
+        let inputs: Vec<_> = (0..5_u8)
+            .map(|text| {
+                let mut input = model.condition.largest_input();
+                input.text.fill(f32::from(text) / 4.0 - 0.5);
+                input
+            })
+            .collect();
+        let mut made = model.condition(&inputs).unwrap();
+        let unconditional = made.pop();
+        let rows = made.into_iter().zip(0..).map(|(conditional, seed)| {
+            let settings = RowSettings {
+                seed,
+                image_index: 0,
+                stage,
+                sampling: model.spec().defaults.clone(),
+            };
+            let conditioning = RowConditioning {
+                conditional,
+                unconditional: unconditional.clone(),
+            };
+            Row::text_to_image(model.spec(), settings, conditioning).unwrap()
+        });
+        let rows = rows.collect();
+        (model, rows)
+    }
+
+    #[test]
+    fn rows_take_the_same_steps_where_a_device_joins_their_conditioning() {
+        for stage in [Stage::Base, Stage::Superres] {
+            let (mut plain, mut expected) = open(stage, false);
+            let (mut joined, mut found) = open(stage, true);
+            let companies: [&[usize]; 5] = [&[0, 1, 2], &[0, 2], &[3, 2, 0], &[1], &[1, 3]];
+            for company in companies.into_iter().cycle().take(200) {
+                for (model, rows) in [(&mut plain, &mut expected), (&mut joined, &mut found)] {
+                    let mut pass: Vec<&mut Row> = rows
+                        .iter_mut()
+                        .enumerate()
+                        .filter(|(index, row)| company.contains(index) && !row.is_done())
+                        .map(|(_, row)| row)
+                        .collect();
+                    if !pass.is_empty() {
+                        model.pass(&mut pass).unwrap();
+                    }
+                }
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert_eq!(found.tokens(), expected.tokens(), "{stage} {company:?}");
+                }
+            }
+            assert!(found.iter().all(Row::is_done), "{stage}");
+        }
+    }
+}

@@ -97,6 +97,17 @@ impl StepGraph {
         self.session.provider()
     }
 
+    /// Joins conditioning as on a device, in the CPU's memory.
+    #[cfg(test)]
+    pub(super) fn join_as_on_a_device(
+        &mut self,
+        conditioning: &[TensorSignature],
+        options: &SessionOptions,
+    ) -> Result<(), RuntimeError> {
+        self.gatherer = Some(RowGatherer::open(conditioning, Provider::Cpu, options)?);
+        Ok(())
+    }
+
     /// See [`Session::shrink_at_next_run`].
     pub(super) fn shrink_at_next_run(&self) {
         self.session.shrink_at_next_run();
