@@ -101,8 +101,6 @@ impl Binding {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use ort::value::TensorRef;
 
     use super::*;
@@ -110,10 +108,7 @@ mod tests {
 
     /// The tiny bundle's image decoder: one input, one output.
     fn decoder() -> Session {
-        let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        let library = std::env::var_os("MUSE__RUNTIME__ONNXRUNTIME")
-            .map_or_else(|| root.join(".deps/onnxruntime/libonnxruntime.so"), PathBuf::from);
-        Runtime::initialise(Some(&library)).unwrap();
+        let (root, _) = Runtime::of_the_workspace();
         let graph = root.join("tests/bundles/tiny/superres_decoder.onnx");
         open_graph(&graph, &SessionOptions::default(), None).unwrap()
     }

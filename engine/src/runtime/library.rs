@@ -79,4 +79,14 @@ impl Runtime {
     pub fn build_info(&self) -> &'static str {
         ort::info()
     }
+
+    /// For unit tests: the workspace's root, and the library that is fetched there or named by the environment, loaded.
+    #[cfg(test)]
+    pub(crate) fn of_the_workspace() -> (PathBuf, &'static Runtime) {
+        let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let library = std::env::var_os("MUSE__RUNTIME__ONNXRUNTIME")
+            .map_or_else(|| root.join(".deps/onnxruntime/libonnxruntime.so"), PathBuf::from);
+        let loaded = Runtime::initialise(Some(&library)).expect("ONNX Runtime loads");
+        (root, loaded)
+    }
 }

@@ -141,15 +141,11 @@ mod tests {
     use super::*;
 
     fn root() -> PathBuf {
-        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        Runtime::of_the_workspace().0
     }
 
     fn runtime() -> &'static Runtime {
-        let library = std::env::var_os("MUSE__RUNTIME__ONNXRUNTIME").map_or_else(
-            || root().join(".deps/onnxruntime/libonnxruntime.so"),
-            PathBuf::from,
-        );
-        Runtime::initialise(Some(&library)).unwrap()
+        Runtime::of_the_workspace().1
     }
 
     #[test]

@@ -98,8 +98,6 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use proptest::prelude::*;
 
     use super::super::conditioning::Tensor;
@@ -119,16 +117,7 @@ mod tests {
     }
 
     fn gatherer() -> RowGatherer {
-        let library = std::env::var_os("MUSE__RUNTIME__ONNXRUNTIME").map_or_else(
-            || {
-                PathBuf::from(concat!(
-                    env!("CARGO_MANIFEST_DIR"),
-                    "/../.deps/onnxruntime/libonnxruntime.so"
-                ))
-            },
-            PathBuf::from,
-        );
-        Runtime::initialise(Some(&library)).unwrap();
+        Runtime::of_the_workspace();
         let tensors = [
             TensorSignature::new("k0", Element::F32, [Dimension::Batch, Dimension::Fixed(2)]),
             TensorSignature::new("mask", Element::I32, [Dimension::Batch, Dimension::Any]),

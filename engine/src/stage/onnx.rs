@@ -157,18 +157,13 @@ impl StageModel for OnnxStage {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
     use crate::row::{RowConditioning, RowSettings};
     use crate::runtime::Runtime;
 
     /// A stage of the tiny bundle, and rows of four texts that share the unconditional one.
     fn open(stage: Stage, on_device: bool) -> (OnnxStage, Vec<Row>) {
-        let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        let library = std::env::var_os("MUSE__RUNTIME__ONNXRUNTIME")
-            .map_or_else(|| root.join(".deps/onnxruntime/libonnxruntime.so"), PathBuf::from);
-        Runtime::initialise(Some(&library)).unwrap();
+        let (root, _) = Runtime::of_the_workspace();
         let options = SessionOptions {
             threads: 2,
             lanes: 1,
