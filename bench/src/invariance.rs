@@ -35,6 +35,7 @@ pub(crate) fn measure(
     bundle: &Bundle,
     pictures: usize,
 ) -> anyhow::Result<Section> {
+    anyhow::ensure!(pictures > 0, "--pictures must be at least 1");
     let session = arguments.session()?;
     let provider = session.providers.first().copied().unwrap_or(Provider::Cpu);
     let mut bare = Bare::open(bundle, &session)?;

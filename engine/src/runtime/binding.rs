@@ -82,6 +82,18 @@ impl Binding {
         options: &RunOptions,
         inputs: &[Input<'_>],
     ) -> ort::Result<Vec<DynValue>> {
+        let made = self.bind_and_run(session, options, inputs);
+        // Borrowed memory may be gone by the next run, and what lies on the device would be kept for it.
+        self.binding.clear_inputs();
+        made
+    }
+
+    fn bind_and_run(
+        &mut self,
+        session: &Session,
+        options: &RunOptions,
+        inputs: &[Input<'_>],
+    ) -> ort::Result<Vec<DynValue>> {
         for Input { name, value } in inputs {
             let name = CString::new(*name).map_err(|error| ort::Error::new(error.to_string()))?;
             native::bind(&mut self.binding, &name, value)?;
@@ -92,10 +104,7 @@ impl Binding {
                 .bind_output_to_device(output.as_str(), &self.memory)?;
         }
         self.binding.synchronize_inputs()?;
-        let made = native::run_bound(session, options, &self.binding);
-        // Borrowed memory may be gone by the next run, and what lies on the device would be kept for it.
-        self.binding.clear_inputs();
-        made
+        native::run_bound(session, options, &self.binding)
     }
 }
 

@@ -29,7 +29,6 @@ pub(crate) struct RowGatherer {
     from_one: Gather,
     /// From rows that are there and new ones.
     from_both: Gather,
-    tensors: usize,
 }
 
 /// A graph that takes rows of its inputs.
@@ -71,7 +70,6 @@ impl RowGatherer {
         Ok(RowGatherer {
             from_one: Gather::open(tensors, false, provider, options)?,
             from_both: Gather::open(tensors, true, provider, options)?,
-            tensors: tensors.len(),
         })
     }
 
@@ -86,9 +84,9 @@ impl RowGatherer {
         let there = held.map_or(&[][..], DeviceRows::tensors);
         let there = there.iter().map(SessionInputValue::from);
         match (held.is_some(), new.is_empty()) {
-            (true, false) => self.from_both.run(there.chain(new), rows, self.tensors),
-            (true, true) => self.from_one.run(there, rows, self.tensors),
-            (false, _) => self.from_one.run(new.into_iter(), rows, self.tensors),
+            (true, false) => self.from_both.run(there.chain(new), rows),
+            (true, true) => self.from_one.run(there, rows),
+            (false, _) => self.from_one.run(new.into_iter(), rows),
         }
     }
 }
@@ -135,7 +133,6 @@ impl Gather {
         &self,
         values: impl Iterator<Item = SessionInputValue<'data>>,
         rows: &[i64],
-        tensors: usize,
     ) -> Result<DeviceRows, RuntimeError> {
         let failed = |error: ort::Error| RuntimeError::Run {
             file: "rows on the device".to_owned(),
@@ -148,7 +145,10 @@ impl Gather {
             .collect();
         inputs.push(super::Session::input(ROWS, &[rows.len()], rows)?);
         if inputs.len() != self.held.len() + self.new.len() + 1 {
-            return Err(failed(ort::Error::new(format!("it needs {tensors} tensors"))));
+            return Err(failed(ort::Error::new(format!(
+                "it needs {} tensors",
+                self.held.len()
+            ))));
         }
         let options = RunOptions::new().map_err(failed)?;
         let values = self
