@@ -10,8 +10,8 @@ use std::{
 };
 
 use muse_proto::v1::{
-    CancelJobRequest, GenerationRequest, Job, JobState, ListJobsRequest, SubmitJobRequest, WatchJobRequest,
-    admin_client::AdminClient, generation_client::GenerationClient, watch_job_response,
+    CancelJobRequest, GenerationRequest, Job, JobState, ListJobsRequest, SubmitJobRequest, SubmitJobResponse,
+    WatchJobRequest, admin_client::AdminClient, generation_client::GenerationClient, watch_job_response,
 };
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Request, Status, transport::Channel};
@@ -148,7 +148,7 @@ impl Tenant {
         }
     }
 
-    /// The key stands for another request: it has to be refused.
+    /// The key stands for another request: it has to be refused, unless Redis has lost that one with its disk.
     pub async fn conflict(&self, order: &Order) {
         let request = GenerationRequest {
             idempotency_key: order.key.clone(),
@@ -164,6 +164,18 @@ impl Tenant {
         match answer.await {
             Some(Err(status)) if status.code() == Code::AlreadyExists => {}
             None => {}
+            Some(Ok(SubmitJobResponse {
+                job: Some(job),
+                already_existed: false,
+                ..
+            })) => {
+                self.history.write(&Event::TakenAnew {
+                    tenant: self.name.clone(),
+                    key: order.key.clone(),
+                    job: job.id.clone(),
+                });
+                self.saw(&job);
+            }
             Some(other) => self.wrong(format!("{} with another request: {other:?}", order.key)),
         }
     }

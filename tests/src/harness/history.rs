@@ -60,6 +60,12 @@ pub enum Event {
         key: String,
         job: String,
     },
+    /// A gateway took another request under a key that stood for one already.
+    TakenAnew {
+        tenant: String,
+        key: String,
+        job: String,
+    },
     /// A gateway refused; `retry_ms`: when to come again, as it said.
     Refused {
         tenant: String,

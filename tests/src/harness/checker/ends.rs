@@ -47,19 +47,21 @@ pub(super) fn check(records: &[Record], jobs: &Jobs, verdict: &mut Verdict) {
 }
 
 fn keys(records: &[Record], jobs: &Jobs, verdict: &mut Verdict) {
+    let is_kept = |job: &String| {
+        let known = jobs.known.get(job);
+        !known.is_some_and(|known| known.acceptance_unsynced)
+    };
+    // A key whose job was lost from the disk is free again.
     for (key, found) in &jobs.by_key {
-        // A key whose job was lost from the disk is free again.
-        let kept = found
-            .iter()
-            .filter(|job| {
-                !jobs
-                    .known
-                    .get(*job)
-                    .is_some_and(|known| known.acceptance_unsynced)
-            })
-            .count();
-        if kept > 1 {
+        if found.iter().filter(|job| is_kept(job)).count() > 1 {
             verdict.breach(Invariant::OneKeyOneJob, format!("{key:?} is {found:?}"));
+        }
+    }
+    for (key, job) in &jobs.taken_anew {
+        let found = jobs.by_key.get(key);
+        if found.is_none_or(|found| found.iter().any(is_kept)) {
+            let what = format!("{key:?} is {found:?}, and was given to another request, {job}");
+            verdict.breach(Invariant::OneKeyOneJob, what);
         }
     }
     for key in jobs.keys.keys() {

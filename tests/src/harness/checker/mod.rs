@@ -157,6 +157,8 @@ struct Jobs {
     /// Keys by (tenant, key) with what they were for.
     keys: HashMap<(String, String), (JobKind, String)>,
     by_key: HashMap<(String, String), HashSet<String>>,
+    /// Jobs of other requests that a key was given to: the key, the job.
+    taken_anew: Vec<((String, String), String)>,
     unsynced: Vec<(u64, u64)>,
 }
 
@@ -173,6 +175,7 @@ impl Jobs {
             known: HashMap::new(),
             keys: HashMap::new(),
             by_key: HashMap::new(),
+            taken_anew: Vec::new(),
             unsynced,
         };
         for record in records {
@@ -195,28 +198,13 @@ impl Jobs {
             }
             Event::Accepted { tenant, key, job } => {
                 let by = (tenant.clone(), key.clone());
-                let (kind, prompt) = self
-                    .keys
-                    .get(&by)
-                    .cloned()
-                    .unwrap_or((JobKind::Plain, String::new()));
+                self.accept(&by, job, at);
                 self.by_key.entry(by).or_default().insert(job.clone());
-                self.known.entry(job.clone()).or_insert_with(|| Known {
-                    tenant: tenant.clone(),
-                    kind,
-                    prompt,
-                    views: vec![],
-                    swept: None,
-                    missing: false,
-                    revivals: 0,
-                    purged: false,
-                    unsynced: false,
-                    acceptance_unsynced: false,
-                });
-                let taken = self.is_unsynced(at);
-                if let Some(known) = self.touch(job, at) {
-                    known.acceptance_unsynced |= taken;
-                }
+            }
+            Event::TakenAnew { tenant, key, job } => {
+                let by = (tenant.clone(), key.clone());
+                self.accept(&by, job, at);
+                self.taken_anew.push((by, job.clone()));
             }
             Event::Seen { job, view } => {
                 if let Some(known) = self.touch(job, at) {
@@ -253,6 +241,28 @@ impl Jobs {
                 self.touch(job, at);
             }
             _ => {}
+        }
+    }
+
+    /// A client was told of a job, of the kind that its key was for.
+    fn accept(&mut self, by: &(String, String), job: &str, at: u64) {
+        let kept = self.keys.get(by).cloned();
+        let (kind, prompt) = kept.unwrap_or((JobKind::Plain, String::new()));
+        self.known.entry(job.to_owned()).or_insert_with(|| Known {
+            tenant: by.0.clone(),
+            kind,
+            prompt,
+            views: vec![],
+            swept: None,
+            missing: false,
+            revivals: 0,
+            purged: false,
+            unsynced: false,
+            acceptance_unsynced: false,
+        });
+        let taken = self.is_unsynced(at);
+        if let Some(known) = self.touch(job, at) {
+            known.acceptance_unsynced |= taken;
         }
     }
 

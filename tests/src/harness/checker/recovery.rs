@@ -81,13 +81,14 @@ fn workers(records: &[Record], bound: u64) -> Vec<u64> {
                 None
             }
             // From here on, time proves nothing about the worker's death.
-            Event::Fault { kind, .. } => {
-                if kind == "cut log" {
-                    // Leases, and jobs, may be gone with it.
-                    held.clear();
-                }
+            Event::Fault { .. } => {
                 let waited = orphans.drain().map(|(_, died)| ms(died, *at));
                 took.extend(waited.filter(|ms| *ms > bound));
+                None
+            }
+            // Leases, and jobs, may be gone with what was taken from the disk.
+            Event::Unsynced { .. } => {
+                held.clear();
                 None
             }
             _ => None,

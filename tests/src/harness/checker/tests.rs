@@ -455,7 +455,14 @@ fn recoveries_that_take_too_long_or_never_come_are_found() {
     assert_eq!(busy.breaches(), []);
     let cut = good()
         .with(5000, grant(4999, "ff", "base", WORKER))
-        .with(5050, fault("cut log", false))
+        .with(5040, fault("kill redis", false))
+        .with(
+            5050,
+            Event::Unsynced {
+                from: 4_000_000,
+                to: 5_050_000,
+            },
+        )
         .with(5100, fault("kill worker", true))
         .with(9300, fault("kill gateway", false));
     assert_eq!(cut.breaches(), []);
@@ -530,6 +537,47 @@ fn what_was_taken_from_the_disk_may_be_lost_and_nothing_older() {
     assert_eq!(lost(2000), [Invariant::NothingIsLost]);
     // Accepted and ended long before.
     assert_eq!(lost(5000), [Invariant::NothingIsLost]);
+}
+
+#[test]
+fn a_key_is_another_requests_only_when_its_job_was_taken_from_the_disk() {
+    let taken_anew = |lost_from: u64| {
+        let at_the_end = View {
+            digests: vec![text("a")],
+            ..view(7, "JOB_STATE_SUCCEEDED")
+        };
+        good()
+            .without(is_sweep)
+            .with(3000, Event::Missing { job: text(JOB) })
+            .with(
+                3010,
+                Event::TakenAnew {
+                    tenant: text("acme"),
+                    key: text("k"),
+                    job: text("job-2"),
+                },
+            )
+            .with(
+                3020,
+                Event::Unsynced {
+                    from: lost_from * 1000,
+                    to: 3_000_000,
+                },
+            )
+            .with(
+                9100,
+                Event::Swept {
+                    tenant: text("acme"),
+                    job: text("job-2"),
+                    seed: 4,
+                    view: at_the_end,
+                },
+            )
+            .breaches()
+    };
+    assert_eq!(taken_anew(5), []);
+    let kept = taken_anew(2000);
+    assert!(kept.contains(&Invariant::OneKeyOneJob), "{kept:?}");
 }
 
 #[test]
