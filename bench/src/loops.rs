@@ -220,7 +220,7 @@ fn beside(
     loaded.stop()?;
     let int8 = int8.map_or_else(String::new, |bundle| {
         format!(
-            " With int8: bundle {} {}, whose step graphs multiply integers.",
+            " With int8: bundle {} {}, whose products are of integers.",
             bundle.model().name,
             bundle.model().version
         )

@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from muse_models.export.bundle import write_bundle
+from muse_models.export.graphs import decoder_graph
+from muse_models.export.onnx_file import export
 from muse_models.export.ranges import Histogram, between
-from muse_models.export.static_int8 import main
+from muse_models.export.static_graph import StaticGraph
+from muse_models.export.static_int8 import Observer, main
 from muse_models.export.tiny import WORDS, tiny_parts
 from muse_models.reference.bundle import Bundle
 from muse_models.reference.pipeline import Request, generate
+from muse_models.tokenizer.model import ImageTokenizer
 
 STAGES = ("base", "superres")
 
@@ -56,24 +60,82 @@ def logits(step, inputs, rows):
     return found.reshape(count, positions, -1)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_product_with_a_matrix_runs_on_an_integer_kernel(bundles, tmp_path, stage):
+def kernels(file, folder, run):
+    """The operators that ONNX Runtime's CPU provider runs for the graph in `file`, one for each node."""
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
-    options.profile_file_prefix = str(tmp_path / "profile")
-    step = Bundle(bundles[1]).stages[stage].manifest["step"]
-    running = onnxruntime.InferenceSession(str(bundles[1] / step), options, providers=["CPUExecutionProvider"])
-    logits(running, batch(Bundle(bundles[1]), stage, 2), [0, 1])
-    with open(running.end_profiling()) as file:
-        kernels = [event["args"]["op_name"] for event in json.load(file) if event["name"].endswith("_kernel_time")]
+    options.profile_file_prefix = str(folder / "profile")
+    running = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    run(running)
+    with open(running.end_profiling()) as profile:
+        return [event["args"]["op_name"] for event in json.load(profile) if event["name"].endswith("_kernel_time")]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_product_with_a_matrix_runs_on_an_integer_kernel(bundles, tmp_path, stage):
+    bundle = Bundle(bundles[1])
+    manifest, inputs = bundle.stages[stage].manifest, batch(bundle, stage, 2)
+    step = bundles[1] / manifest["step"]
+    found = kernels(step, tmp_path, lambda running: logits(running, inputs, [0, 1]))
     # Those of the table of tokens with a part of `merge` are constant, and folded.
     products = sum(
-        node.op_type == "MatMul" and node.input[0] != "model.tokens.weight"
-        for node in onnx.load(bundles[1] / step).graph.node
+        node.op_type == "MatMul" and node.input[0] != "model.tokens.weight" for node in onnx.load(step).graph.node
     )
     assert products >= 12
-    assert kernels.count("MatMulIntegerToFloat") == products
-    assert "MatMul" not in kernels and "DequantizeLinear" not in kernels
+    assert found.count("MatMulIntegerToFloat") == products
+    assert "MatMul" not in found and "DequantizeLinear" not in found
+
+    text, mask = bundle.embed(f"a {WORDS[0]}")
+    given = {"text": text, "text_mask": mask}
+    if stage == "superres":
+        given["low_tokens"] = np.zeros((1, bundle.stages["base"].positions), np.int64)
+    found = kernels(bundles[1] / manifest["condition"], tmp_path, lambda running: running.run(None, given))
+    assert "MatMulIntegerToFloat" in found and "MatMul" not in found and "DequantizeLinear" not in found
+
+
+@pytest.fixture(scope="module", params=["f32", "f16", "int8"])
+def decoders(request, tmp_path_factory):
+    """An image decoder of 8 and 16 channels as it is exported, in each form of storage, and the same with integer products."""
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(32, 4, 5, (8, 16), (1, 1), (2, 2)).requires_grad_(False).eval()
+    for block in tokenizer.decoder.modules():
+        if hasattr(block, "second"):
+            torch.nn.init.normal_(block.second.weight, std=0.1)
+    folder = tmp_path_factory.mktemp("decoders")
+    export(decoder_graph(tokenizer, 4**5, 16), folder / "exact.onnx", request.param)
+    graph = StaticGraph(onnx.load(folder / "exact.onnx"))
+    observer = Observer(graph, 1)
+    for seed in range(8):
+        observer.run(["image"], {"tokens": grids(seed, 1)})
+    onnx.save(graph.quantised(observer.ranges()), folder / "static.onnx")
+    onnx.checker.check_model(str(folder / "static.onnx"))
+    return folder
+
+
+def grids(seed, rows):
+    return np.random.default_rng(seed).integers(0, 4**5, (rows, 16))
+
+
+def decoded(file, tokens):
+    (image,) = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(["image"], {"tokens": tokens})
+    return image
+
+
+def test_convolutions_of_many_channels_run_on_an_integer_kernel_but_for_the_last(decoders, tmp_path):
+    found = kernels(decoders / "static.onnx", tmp_path, lambda running: running.run(None, {"tokens": grids(9, 1)}))
+    # Four blocks of two, and the one before the pixels are spread.
+    assert found.count("QLinearConv") == 9
+    # The first reads five channels, five norms take means, and the last makes the picture.
+    assert found.count("Conv") == 7
+
+
+def test_pictures_of_the_same_tokens_are_near_and_do_not_depend_on_their_company(decoders):
+    tokens = grids(10, 5)
+    here, there = (decoded(decoders / file, tokens) for file in ("exact.onnx", "static.onnx"))
+    off = np.sqrt(np.mean(np.square(there - here)))
+    assert 1e-4 < off < 0.02
+    for row in range(5):
+        np.testing.assert_array_equal(decoded(decoders / "static.onnx", tokens[row : row + 1])[0], there[row])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -104,7 +166,8 @@ def test_the_bundle_is_whole_and_says_that_it_is_another(bundles):
     changed = {
         name for name, entry in static.manifest["files"].items() if entry != exact.manifest["files"][name]
     }
-    assert changed == {"base_step.onnx", "superres_step.onnx"}
+    # The decoders of this bundle have no convolutions.
+    assert changed == {f"{stage}_{part}.onnx" for stage in STAGES for part in ("condition", "step")}
     same = {key: value for key, value in static.manifest.items() if key not in ("files", "model")}
     assert same == {key: value for key, value in exact.manifest.items() if key not in ("files", "model")}
     assert generate(static, Request("a red circle", seed=1)).shape == (3, 32, 48)
