@@ -27,6 +27,8 @@ const MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 /// Starts a cluster with `--set` and then `own` settings.
 pub(crate) async fn start(arguments: &Arguments, own: &[&str]) -> anyhow::Result<LocalCluster> {
     let mut options = ClusterOptions::new(&arguments.bundle, arguments.programs()?);
+    let workers = usize::from(arguments.workers);
+    (options.sizes.base_workers, options.sizes.superres_workers) = (workers, workers);
     options.overrides = arguments.overrides.clone();
     for text in own {
         options.overrides.push(text.parse::<Override>()?);

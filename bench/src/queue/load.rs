@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -18,6 +18,7 @@ use muse_service::{client, config::GrpcClient};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -31,11 +32,13 @@ pub(super) const REQUEST_BYTES: usize = 1024;
 /// Items that may wait to be sent.
 const STREAM_OUTBOX: usize = 256;
 
+/// The peers' jobs have the same content as well, and it costs their clients as little to make.
+static PROMPT: LazyLock<String> = LazyLock::new(|| "x".repeat(REQUEST_BYTES - 24));
+
 fn request(number: u64) -> GenerationRequest {
-    let prompt = format!("{number:0>width$}", width = REQUEST_BYTES - 24);
     GenerationRequest {
         task: Some(Task::TextToImage(TextToImage {
-            prompt,
+            prompt: PROMPT.clone(),
             ..TextToImage::default()
         })),
         seed: Some(number),
@@ -45,7 +48,7 @@ fn request(number: u64) -> GenerationRequest {
 
 /// An ordinary client with one connection of `muse_service::client`, on a thread of its own, as BullMQ's has one.
 pub(super) struct Client {
-    generation: GenerationClient<Channel>,
+    channel: Channel,
     runtime: Handle,
     /// Ends the thread when it is dropped.
     _stop: oneshot::Sender<()>,
@@ -65,10 +68,27 @@ impl Client {
         let endpoint = client::endpoint(endpoint, &config)?;
         let connect = async move { endpoint.connect_with_connector(client::connector(&config)).await };
         Ok(Self {
-            generation: GenerationClient::new(handle.spawn(connect).await??),
+            channel: handle.spawn(connect).await??,
             runtime: handle,
             _stop: stop,
         })
+    }
+
+    /// Its connection.
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Runs `task` on its thread.
+    pub(super) fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.runtime.spawn(task)
+    }
+
+    fn generation(&self) -> GenerationClient<Channel> {
+        GenerationClient::new(self.channel())
     }
 }
 
@@ -88,7 +108,7 @@ pub(super) async fn one_by_one(client: &Client, jobs: u64, pace: Option<Pace>) -
     let next = Arc::new(AtomicU64::new(0));
     let begun = Instant::now();
     let lanes = (0..IN_FLIGHT).map(|_| {
-        let (mut generation, next, mut pace) = (client.generation.clone(), Arc::clone(&next), pace.clone());
+        let (mut generation, next, mut pace) = (client.generation(), Arc::clone(&next), pace.clone());
         let lane = async move {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
@@ -108,7 +128,7 @@ pub(super) async fn one_by_one(client: &Client, jobs: u64, pace: Option<Pace>) -
                 generation.submit_job(SubmitJobRequest { request }).await?;
             }
         };
-        let lane = client.runtime.spawn(lane);
+        let lane = client.spawn(lane);
         async move { lane.await? }
     });
     try_join_all(lanes).await?;
@@ -118,10 +138,7 @@ pub(super) async fn one_by_one(client: &Client, jobs: u64, pace: Option<Pace>) -
 /// `jobs` submissions over one stream; seconds until all were accepted. What is refused for now is sent again, as clients do;
 /// the second figure is how often.
 pub(super) async fn streamed(client: &Client, jobs: u64) -> anyhow::Result<(f64, u64)> {
-    client
-        .runtime
-        .spawn(stream(client.generation.clone(), jobs))
-        .await?
+    client.spawn(stream(client.generation(), jobs)).await?
 }
 
 async fn stream(mut generation: GenerationClient<Channel>, jobs: u64) -> anyhow::Result<(f64, u64)> {

@@ -1,5 +1,6 @@
 //! The queue alone: workers compute nothing, so that what is measured is accepting, leasing and finishing jobs.
 
+mod bare_call;
 mod depth;
 mod load;
 mod peers;
