@@ -1,5 +1,6 @@
 //! GFLOP/s reached in the step graphs, over those of the largest matrix product that this machine was seen to make.
 
+mod picture;
 mod product;
 mod profile;
 mod step;
@@ -11,6 +12,7 @@ use muse_engine::{Bundle, Runtime, StageSpec};
 use muse_worker::batcher::curve::warm_up_sizes;
 
 use self::{
+    picture::{Passes, RowOperations},
     product::{Products, SIDES, peer_rates},
     profile::Run,
     step::{Size, Step, profiled},
@@ -127,13 +129,15 @@ pub(crate) fn measure(
         title: TITLE.to_owned(),
         text: format!(
             "What the cores can do: products of square f32 matrices, {} threads, in turns with the step graphs below; GFLOP/s count a \
-             multiplication and an addition as two. The highest is taken as the machine's: {library} at {side}, {}. {}. {}",
+             multiplication and an addition as two. The highest is taken as the machine's: {library} at {side}, {}. {}. {} The second table is what the \
+             step graphs of one picture come to with the bundle's default settings, each step with the positions that are still masked, and how many \
+             pictures a second the peak would allow if nothing else took time: no server of these graphs makes more of them in f32.",
             arguments.cores(),
             spread(peak, 0),
             versions.join("; "),
             left_out.join(" "),
         ),
-        tables: vec![peak_table(&peaks)],
+        tables: vec![peak_table(&peaks), picture_table(&stages, peak)?],
         verdicts: Vec::new(),
     }];
     for stage in &stages {
@@ -174,7 +178,56 @@ fn peak_table(peaks: &[((&str, usize), Series)]) -> Table {
     table
 }
 
+/// What a picture's passes come to, and how many pictures the peak has room for.
+fn picture_table(stages: &[Stage], peak: &Series) -> anyhow::Result<Table> {
+    let mut table = Table::new(&[
+        "stage",
+        "rows of a picture's passes",
+        "GFLOP",
+        "pictures/s at the peak",
+    ]);
+    let mut all = Passes {
+        rows: 0,
+        operations: 0.0,
+    };
+    let row = |name: String, passes: &Passes| {
+        let most = peak.map(|peak| peak * 1e9 / passes.operations);
+        let operations = format!("{:.2}", passes.operations / 1e9);
+        [name, passes.rows.to_string(), operations, spread(&most, 2)]
+    };
+    for stage in stages {
+        let passes = Passes::of(stage.spec, stage.row_operations()?);
+        table.row(row(stage.spec.stage.to_string(), &passes));
+        all.rows += passes.rows;
+        all.operations += passes.operations;
+    }
+    if stages.len() > 1 {
+        table.row(row("all".to_owned(), &all));
+    }
+    Ok(table)
+}
+
 impl Stage<'_> {
+    /// Of passes of one row, the smallest that were profiled.
+    fn row_operations(&self) -> anyhow::Result<RowOperations> {
+        let of_one_row = self
+            .sizes
+            .iter()
+            .zip(&self.runs)
+            .filter(|(size, _)| size.rows == 1);
+        let (mut whole, mut part) = (None, None);
+        for (size, runs) in of_one_row {
+            let operations = runs.first().context("no pass was profiled")?.operations;
+            if size.wanted == self.spec.positions() {
+                whole = Some(operations);
+            } else {
+                part = Some((size.wanted, operations));
+            }
+        }
+        let whole = whole.context("no pass of one row was profiled")?;
+        Ok(RowOperations { whole, part })
+    }
+
     /// Size after size, `passes` times, so that a slow moment slows all alike; the median of each counts.
     fn round(&mut self, counted: bool, passes: usize) -> anyhow::Result<()> {
         let mut seconds = vec![Vec::new(); self.sizes.len()];
