@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
     /// A setting of the cluster's parts, as of `musectl up --set`
     #[arg(long = "set", global = true, value_name = "ROLE.SECTION.KEY=VALUE")]
     pub(crate) overrides: Vec<Override>,
-    /// Workers of each stage in a cluster that makes pictures
+    /// Workers of each stage in clusters that make pictures, but for `memory`, which looks at one of each
     #[arg(long, global = true, value_name = "WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) workers: u16,
     /// Short rounds, to see that everything runs: the figures mean nothing

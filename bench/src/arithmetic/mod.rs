@@ -186,10 +186,7 @@ fn picture_table(stages: &[Stage], peak: &Series) -> anyhow::Result<Table> {
         "GFLOP",
         "pictures/s at the peak",
     ]);
-    let mut all = Passes {
-        rows: 0,
-        operations: 0.0,
-    };
+    let mut all = Passes::default();
     let row = |name: String, passes: &Passes| {
         let most = peak.map(|peak| peak * 1e9 / passes.operations);
         let operations = format!("{:.2}", passes.operations / 1e9);

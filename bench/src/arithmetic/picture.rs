@@ -13,7 +13,7 @@ pub(super) struct RowOperations {
 }
 
 /// The passes of a picture in one stage.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Passes {
     /// In all its steps, those without guidance included.
     pub(super) rows: usize,
@@ -40,13 +40,7 @@ impl Passes {
     fn with(sampling: &Sampling, positions: usize, row: RowOperations) -> Passes {
         let initially = u32::try_from(positions).unwrap_or(u32::MAX);
         let steps = schedule::steps_taken(sampling.steps, initially);
-        let (mut unknown, mut passes) = (
-            initially,
-            Passes {
-                rows: 0,
-                operations: 0.0,
-            },
-        );
+        let (mut unknown, mut passes) = (initially, Passes::default());
         for step in 0..steps {
             let guided = guidance::weight(sampling.guidance, sampling.guidance_schedule, step, steps) != 0.0;
             let rows = 1 + usize::from(guided);

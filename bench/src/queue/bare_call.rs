@@ -79,8 +79,5 @@ mod tests {
         let server = BareServer::start().await.unwrap();
         let client = Client::connect(&server.endpoint()).await.unwrap();
         assert!(check(&client, 500).await.unwrap() > 0.0);
-        drop(server);
-        let refused = Client::connect("http://127.0.0.1:1").await;
-        assert!(refused.is_err(), "and nobody answers where nobody is");
     }
 }

@@ -34,8 +34,8 @@ pub(super) fn check(records: &[Record], bounds: &Bounds, verdict: &mut Verdict) 
 
 /// Who holds what, by what Redis answered.
 fn workers(records: &[Record], bound: u64) -> Vec<u64> {
-    // nonce → (job, owner), while held.
-    let mut held: HashMap<&str, (&str, &str)> = HashMap::new();
+    // nonce → (job, owner, since when), while held.
+    let mut held: HashMap<&str, (&str, &str, u64)> = HashMap::new();
     let mut granted = HashSet::new();
     // job → when its worker died
     let mut orphans: HashMap<&str, u64> = HashMap::new();
@@ -50,8 +50,8 @@ fn workers(records: &[Record], bound: u64) -> Vec<u64> {
                         took.push(ms(died, *at));
                     }
                     // Whoever had it before has it no more.
-                    held.retain(|_, (of, _)| of != job);
-                    held.insert(nonce, (job, owner));
+                    held.retain(|_, (of, ..)| of != job);
+                    held.insert(nonce, (job, owner, *at));
                 }
                 None
             }
@@ -66,16 +66,16 @@ fn workers(records: &[Record], bound: u64) -> Vec<u64> {
                 Some(job)
             }
             Event::TakenBack { job, .. } => {
-                held.retain(|_, (of, _)| of != job);
+                held.retain(|_, (of, ..)| of != job);
                 Some(job)
             }
             Event::Seen { job, view } if super::is_terminal(&view.state) => {
-                held.retain(|_, (of, _)| of != job);
+                held.retain(|_, (of, ..)| of != job);
                 Some(job)
             }
             Event::Fault { kind, target, lone } if *lone && kind == "kill worker" => {
                 let theirs = format!("{target}-");
-                for (job, _) in held.values().filter(|(_, owner)| owner.starts_with(&theirs)) {
+                for (job, ..) in held.values().filter(|(_, owner, _)| owner.starts_with(&theirs)) {
                     orphans.insert(job, *at);
                 }
                 None
@@ -86,9 +86,9 @@ fn workers(records: &[Record], bound: u64) -> Vec<u64> {
                 took.extend(waited.filter(|ms| *ms > bound));
                 None
             }
-            // Leases, and jobs, may be gone with what was taken from the disk.
-            Event::Unsynced { .. } => {
-                held.clear();
+            // Leases, and jobs, may be gone with what was taken from the disk; older ones are there.
+            Event::Unsynced { from, .. } => {
+                held.retain(|_, (_, _, since)| *since < *from);
                 None
             }
             _ => None,

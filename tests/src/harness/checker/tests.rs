@@ -453,19 +453,18 @@ fn recoveries_that_take_too_long_or_never_come_are_found() {
         .with(5100, fault("kill worker", true))
         .with(5200, fault("kill gateway", false));
     assert_eq!(busy.breaches(), []);
-    let cut = good()
-        .with(5000, grant(4999, "ff", "base", WORKER))
-        .with(5040, fault("kill redis", false))
-        .with(
-            5050,
-            Event::Unsynced {
-                from: 4_000_000,
-                to: 5_050_000,
-            },
-        )
-        .with(5100, fault("kill worker", true))
-        .with(9300, fault("kill gateway", false));
-    assert_eq!(cut.breaches(), []);
+    let cut = |from| {
+        good()
+            .with(5000, grant(4999, "ff", "base", WORKER))
+            .with(5040, fault("kill redis", false))
+            .with(5050, Event::Unsynced { from, to: 5_050_000 })
+            .with(5100, fault("kill worker", true))
+            .with(9300, fault("kill gateway", false))
+            .breaches()
+    };
+    assert_eq!(cut(4_000_000), []);
+    // Its lease was on disk.
+    assert_eq!(cut(5_020_000), [Invariant::WorkersAreReplaced]);
     let redis = good()
         .with(3100, Event::RedisBack { lone: true })
         .with(8500, grant(8490, "ff", "base", WORKER))
