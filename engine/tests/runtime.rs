@@ -6,7 +6,7 @@ mod support;
 
 use std::path::Path;
 
-use muse_engine::runtime::{ArenaGrowth, ConvolutionSearch, CudaOptions};
+use muse_engine::runtime::{ArenaGrowth, ConvolutionSearch, CudaOptions, OpenVinoOptions, OpenVinoPrecision};
 use muse_engine::stage::OnnxStage;
 use muse_engine::{Provider, Runtime, RuntimeError, SessionOptions, Stage, StageError};
 use support::{bundle, library, options};
@@ -114,11 +114,18 @@ fn options_are_read_from_configuration_and_unknown_keys_refused() {
         tf32: true,
     };
     assert_eq!(toml::from_str::<SessionOptions>(text).unwrap().cuda, expected);
+    let text = "[openvino]\ndevice = \"GPU\"\nprecision = \"bf16\"";
+    let expected = OpenVinoOptions {
+        device: "GPU".to_owned(),
+        precision: OpenVinoPrecision::Bf16,
+    };
+    assert_eq!(toml::from_str::<SessionOptions>(text).unwrap().openvino, expected);
     for wrong in [
         "provider = [\"cpu\"]",
         "providers = [\"gpu\"]",
         "[cuda]\ngraphs = true",
         "[cuda]\narena_growth = \"fast\"",
+        "[openvino]\nprecision = \"int8\"",
     ] {
         toml::from_str::<SessionOptions>(wrong).expect_err(wrong);
     }

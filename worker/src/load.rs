@@ -146,7 +146,7 @@ fn device(provider: muse_engine::Provider, options: &SessionOptions) -> String {
                 name.as_deref().unwrap_or(std::env::consts::ARCH)
             )
         }
-        muse_engine::Provider::OpenVino => format!("{} (OpenVINO)", options.openvino_device),
+        muse_engine::Provider::OpenVino => format!("{} (OpenVINO)", options.openvino.device),
         other => format!("{other} device {}", options.device_id),
     }
 }

@@ -6,7 +6,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CudaOptions, Lanes, Provider, RuntimeError};
+use super::{CudaOptions, Lanes, OpenVinoOptions, Provider, RuntimeError};
 
 /// Settings of ONNX Runtime and its sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,12 +41,12 @@ pub struct SessionOptions {
     /// Where TensorRT keeps compiled engines; absent: nowhere, and every start compiles again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tensorrt_cache: Option<PathBuf>,
-    /// What OpenVINO computes on.
-    pub openvino_device: String,
     /// When weights that are stored in f16 or int8 become f32, as which they are multiplied.
     pub widen_weights: WidenWeights,
     /// What the CUDA provider is told beyond its device.
     pub cuda: CudaOptions,
+    /// What the OpenVINO provider is told.
+    pub openvino: OpenVinoOptions,
 }
 
 /// Rows of a part by default: on the CPUs where it was measured (docs/performance.md), 2 are 4 % slower, 16 are 3 %.
@@ -138,9 +138,9 @@ impl Default for SessionOptions {
             lane_rows: LANE_ROWS,
             spin_us: 0,
             tensorrt_cache: None,
-            openvino_device: "CPU".to_owned(),
             widen_weights: WidenWeights::default(),
             cuda: CudaOptions::default(),
+            openvino: OpenVinoOptions::default(),
         }
     }
 }

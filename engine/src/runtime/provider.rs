@@ -58,13 +58,7 @@ impl Provider {
                     None => provider.build(),
                 }
             }
-            Provider::OpenVino => {
-                let provider = ep::OpenVINO::default().with_device_type(&options.openvino_device);
-                match options.threads {
-                    0 => provider.build(),
-                    threads => provider.with_num_threads(threads).build(),
-                }
-            }
+            Provider::OpenVino => options.openvino.provider(options.cpu_threads()),
             // Its default is no arena: then every pass takes its buffers from the system and gives them back.
             Provider::Cpu => ep::CPU::default().with_arena_allocator(true).build(),
         };
