@@ -23,11 +23,12 @@ struct Servers {
     shards: Vec<Server>,
 }
 
-/// A script, and the key that says where it runs.
+/// A script, the key that says where it runs, and what is written in the same transaction.
 pub struct Call {
     key: String,
     script: &'static Script,
     command: Cmd,
+    writes: Vec<Cmd>,
 }
 
 // === impl Redis ===
@@ -173,7 +174,19 @@ impl Call {
     pub fn new(script: &'static Script, key: String) -> Self {
         let mut command = redis::cmd("EVALSHA");
         command.arg(script.get_hash()).arg(1).arg(&key);
-        Self { key, script, command }
+        Self {
+            key,
+            script,
+            command,
+            writes: Vec::new(),
+        }
+    }
+
+    /// Writes more keys of the group just before the script, in one transaction with it: none where memory is short, also of
+    /// what the script may write then.
+    pub fn writing(&mut self, commands: &[Cmd]) -> &mut Self {
+        self.writes.extend_from_slice(commands);
+        self
     }
 
     /// One more argument, or several.
@@ -200,6 +213,17 @@ impl Call {
     /// What runs it.
     pub(super) fn command(&self) -> &Cmd {
         &self.command
+    }
+
+    /// What runs it together with what is written before it; `None`: nothing is.
+    pub(super) fn transaction(&self) -> Option<Pipeline> {
+        let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        for write in &self.writes {
+            pipeline.add_command(write.clone()).ignore();
+        }
+        pipeline.add_command(self.command.clone());
+        (!self.writes.is_empty()).then_some(pipeline)
     }
 }
 

@@ -6,9 +6,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{
-    Cmd, ErrorKind, FromRedisValue, Pipeline, RedisResult, ServerErrorKind, aio::MultiplexedConnection,
-};
+use redis::{Cmd, FromRedisValue, Pipeline, RedisResult, aio::MultiplexedConnection};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
@@ -16,7 +14,7 @@ use super::{
     dial::{DialError, Way},
     link::{Line, Link},
     supervisor::Supervised,
-    verdict::{Verdict, classify},
+    verdict::{Verdict, classify, is_unknown_script},
 };
 use crate::config;
 
@@ -99,12 +97,21 @@ impl Server {
     /// # Errors
     /// [`RedisError`].
     pub(super) async fn eval<T: FromRedisValue>(&self, call: &Call) -> Result<T, RedisError> {
-        let unknown = ErrorKind::Server(ServerErrorKind::NoScript);
+        let transaction = call.transaction();
+        let transaction = transaction.as_ref();
+        let ask = async |connection: &mut MultiplexedConnection| match transaction {
+            None => call.command().query_async(connection).await,
+            Some(transaction) => {
+                let (answer,): (T,) = transaction.query_async(connection).await?;
+                Ok(answer)
+            }
+        };
+        let ask = &ask;
         self.call(|mut connection| async move {
-            match call.command().query_async(&mut connection).await {
-                Err(error) if error.kind() == unknown => {
+            match ask(&mut connection).await {
+                Err(error) if is_unknown_script(&error) => {
                     call.script().prepare_invoke().load_async(&mut connection).await?;
-                    call.command().query_async(&mut connection).await
+                    ask(&mut connection).await
                 }
                 answer => answer,
             }

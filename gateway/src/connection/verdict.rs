@@ -56,6 +56,16 @@ pub(super) fn classify(error: &redis::RedisError) -> Verdict {
     }
 }
 
+/// Whether the server does not know the script, by itself or in a transaction.
+pub(super) fn is_unknown_script(error: &redis::RedisError) -> bool {
+    let inside = error.clone().into_server_errors();
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+        || inside
+            .iter()
+            .flat_map(|errors| errors.iter())
+            .any(|(_, error)| error.code() == "NOSCRIPT")
+}
+
 #[cfg(test)]
 mod tests {
     use redis::{Client, make_extension_error};

@@ -13,6 +13,7 @@ use muse_proto::{
 };
 use muse_service::telemetry::trace_context;
 use prost::Message as _;
+use redis::Cmd;
 use tonic::Status;
 use tracing::Instrument as _;
 
@@ -103,7 +104,7 @@ async fn complete(
         worker_id: attached.worker.id.clone(),
         ..report.timing.unwrap_or_default()
     };
-    let (result, rows, pictures) = match report.result {
+    let (mut result, rows, pictures) = match report.result {
         None => return Err("it has no result".to_owned()),
         Some(complete::Result::Tokens(tensor)) => {
             let count = check::tokens(&tensor, &attached.served, shared.max_count)?;
@@ -116,7 +117,7 @@ async fn complete(
             }
             // At most max_count.
             let count = data.len() as u32;
-            (StageResult::Pictures(encode_infos(infos)), count, data)
+            (StageResult::pictures(encode_infos(infos)), count, data)
         }
     };
     let encoded_timing = timing.encode_to_vec();
@@ -134,13 +135,17 @@ async fn complete(
     };
     trace_context::set_parent(&span, &traceparent);
     let store = async {
-        if let Some(retry) = put(shared, id, nonce, &pictures).await? {
-            return Ok(Err(retry));
+        if let StageResult::Pictures { writes, .. } = &mut result {
+            match put(shared, id, nonce, &pictures).await? {
+                Ok(left) => *writes = left,
+                Err(retry) => return Ok(Err(retry)),
+            }
         }
+        let result = &result;
         let complete = || {
             shared
                 .queue
-                .complete(id, nonce, attached.stage_name, &result, rows, &encoded_timing)
+                .complete(id, nonce, attached.stage_name, result, rows, &encoded_timing)
         };
         until_stored(shared, complete).await.map(Ok)
     };
@@ -174,21 +179,19 @@ async fn complete(
     Ok(Answer::Reported(completed.outcome))
 }
 
-/// Stores pictures, before the job refers to them. `Some`: not now, and when to try again. While Redis is away nothing expires,
-/// so it is waited for; another store can be away alone, and then the worker keeps the pictures instead of this gateway.
+/// Stores pictures, before the job refers to them; what is given is to be written together with that. `Err` inside: not now, and when to
+/// try again. While Redis is away nothing expires, so it is waited for; another store can be away alone, and then the worker keeps
+/// the pictures instead of this gateway.
 async fn put(
     shared: &Shared,
     id: JobId,
     nonce: Nonce,
     pictures: &[Bytes],
-) -> Result<Option<Duration>, String> {
-    if pictures.is_empty() {
-        return Ok(None);
-    }
+) -> Result<Result<Vec<Cmd>, Duration>, String> {
     let put = || async {
         match shared.results.put(id, nonce, pictures).await {
-            Ok(()) => Ok(None),
-            Err(ResultsError::Unavailable { retry, .. }) => Ok(Some(retry)),
+            Ok(left) => Ok(Ok(left)),
+            Err(ResultsError::Unavailable { retry, .. }) => Ok(Err(retry)),
             Err(ResultsError::Redis(error)) => Err(error),
         }
     };

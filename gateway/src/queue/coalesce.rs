@@ -23,6 +23,14 @@ struct Inner<A: FromRedisValue + Send + 'static> {
     lanes: Vec<Lane<ScriptCalls<A>>>,
 }
 
+/// What a call has for one of those who share it.
+pub(super) struct Item {
+    /// A command without a name.
+    arguments: Cmd,
+    /// What is written in the same transaction.
+    writes: Vec<Cmd>,
+}
+
 /// The calls of a script in one shard.
 struct ScriptCalls<A> {
     redis: Redis,
@@ -32,6 +40,29 @@ struct ScriptCalls<A> {
     /// The arguments before those of the items; a command without a name, as items are.
     constants: Arc<Cmd>,
     answers: PhantomData<fn() -> A>,
+}
+
+// === impl Item ===
+
+impl Item {
+    pub(super) fn writing(arguments: Cmd, writes: &[Cmd]) -> Self {
+        let writes = writes.to_vec();
+        Self { arguments, writes }
+    }
+
+    fn bytes(&self) -> usize {
+        std::iter::once(&self.arguments)
+            .chain(&self.writes)
+            .flat_map(Cmd::args_iter)
+            .map(|argument| length(&argument))
+            .sum()
+    }
+}
+
+impl From<Cmd> for Item {
+    fn from(arguments: Cmd) -> Self {
+        Self::writing(arguments, &[])
+    }
 }
 
 // === impl Coalesced ===
@@ -70,11 +101,11 @@ impl<A: FromRedisValue + Send + 'static> Coalesced<A> {
 
     /// Calls the script for one item. Whoever does not wait for the answer takes nothing from the others: what was not sent
     /// then is not sent any more.
-    pub(super) async fn call(&self, shard: u16, item: Cmd) -> Result<A, RedisError> {
+    pub(super) async fn call(&self, shard: u16, item: Item) -> Result<A, RedisError> {
         let Some(lane) = self.0.lanes.get(usize::from(shard)) else {
             return Err(RedisError::Refused(format!("there is no shard {shard}")));
         };
-        let bytes = item.args_iter().map(|argument| length(&argument)).sum();
+        let bytes = item.bytes();
         let answered = lane.ask(item, bytes);
         // As long as a call of one's own would take at most, however long those before it take.
         let limit = self.0.redis.longest_call();
@@ -93,19 +124,19 @@ impl<A: FromRedisValue + Send + 'static> Coalesced<A> {
 // === impl ScriptCalls ===
 
 impl<A: FromRedisValue + Send + 'static> Calls for ScriptCalls<A> {
-    type Item = Cmd;
+    type Item = Item;
     type Answer = A;
 
     fn name(&self) -> &'static str {
         self.name
     }
 
-    async fn call(&self, items: &[&Cmd]) -> Result<Vec<A>, RedisError> {
+    async fn call(&self, items: &[&Item]) -> Result<Vec<A>, RedisError> {
         metrics::histogram!("muse_script_items", "script" => self.name).record(items.len() as f64);
         let mut call = Call::new(self.script, self.key.clone());
         call.args_of(&self.constants);
         for item in items {
-            call.args_of(item);
+            call.args_of(&item.arguments).writing(&item.writes);
         }
         let answers: Vec<A> = self.redis.eval(&call).await?;
         if answers.len() != items.len() {

@@ -6,6 +6,7 @@ use redis::Cmd;
 use super::{
     Queue, backoff,
     call::{ITEM_BYTES, broken, foreign},
+    coalesce::Item,
     scripts,
     types::{Beat, Beaten, Completed, Grant, Reported, StageResult},
 };
@@ -137,9 +138,9 @@ impl Queue {
         rows: u32,
         timing: &[u8],
     ) -> Result<Completed, RedisError> {
-        let kind = match result {
-            StageResult::Tokens(_) => "tokens",
-            StageResult::Pictures(_) => "pictures",
+        let (kind, writes) = match result {
+            StageResult::Tokens(_) => ("tokens", &[][..]),
+            StageResult::Pictures { writes, .. } => ("pictures", &writes[..]),
         };
         let encoded = result.encoded();
         let mut item = Cmd::with_capacity(8, encoded.len() + timing.len() + ITEM_BYTES);
@@ -151,7 +152,10 @@ impl Queue {
             .arg(timing)
             .arg(rows)
             .arg(result.digest());
-        let (outcome, state, age_ms, other) = self.completions.call(id.shard(), item).await?;
+        let (outcome, state, age_ms, other) = self
+            .completions
+            .call(id.shard(), Item::writing(item, writes))
+            .await?;
         if outcome == "broken" {
             return Err(broken("complete", &state));
         }

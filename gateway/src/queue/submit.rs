@@ -5,6 +5,7 @@ use redis::Cmd;
 use super::{
     Queue,
     call::{ITEM_BYTES, broken, foreign},
+    coalesce::Item,
     scripts,
     types::{Cancellation, Fresh, NewJob, Refusal, Submission},
 };
@@ -64,7 +65,7 @@ impl Queue {
             .arg(&job.traceparent);
         item.arg(key).arg(request).arg(u8::from(ranked));
         let (outcome, id, limit, value, wait_ms, created_ms, rank) =
-            self.submissions.call(job.id.shard(), item).await?;
+            self.submissions.call(job.id.shard(), Item::from(item)).await?;
         let refusal = Refusal {
             limit,
             value,

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use muse_proto::v1::Stage;
 use muse_service::Tenant;
+use redis::Cmd;
 use sha2::{Digest as _, Sha256};
 
 use crate::jobs::{JobId, Nonce, stage_name};
@@ -148,15 +149,26 @@ pub enum Beaten {
 pub enum StageResult {
     /// Token grids, encoded, for the next stage.
     Tokens(Vec<u8>),
-    /// What the pictures are, encoded; the pictures themselves are in the result store under the nonce.
-    Pictures(Vec<u8>),
+    /// What the pictures are; the pictures themselves are in the result store under the nonce.
+    Pictures {
+        /// Encoded.
+        list: Vec<u8>,
+        /// What stores the pictures together with the report, where the result store left that to do.
+        writes: Vec<Cmd>,
+    },
 }
 
 impl StageResult {
+    /// Pictures that are stored already.
+    pub fn pictures(list: Vec<u8>) -> Self {
+        let writes = Vec::new();
+        Self::Pictures { list, writes }
+    }
+
     /// What it is, encoded.
     pub fn encoded(&self) -> &[u8] {
         match self {
-            Self::Tokens(encoded) | Self::Pictures(encoded) => encoded,
+            Self::Tokens(encoded) | Self::Pictures { list: encoded, .. } => encoded,
         }
     }
 

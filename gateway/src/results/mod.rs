@@ -1,5 +1,5 @@
-//! Where finished pictures are. They are written under the lease's nonce before the job is completed, and the script that
-//! completes it makes that nonce the one that counts, so a picture is either committed whole or never seen.
+//! Where finished pictures are. They are written under the lease's nonce before the job is completed, or in one transaction with
+//! that, and the script that completes it makes that nonce the one that counts, so a picture is either committed whole or never seen.
 //!
 //! - [`RedisResults`]: beside their job, with a time to live. The default.
 //! - [`ObjectResults`]: in a folder or a bucket, as `results.store` says ([`Location`]). Who may write there is
@@ -19,6 +19,7 @@ mod sweep;
 
 use std::{sync::Arc, time::Duration};
 
+use ::redis::Cmd;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
@@ -38,13 +39,14 @@ use crate::{
 
 /// Keeps pictures. Every method can be repeated.
 pub trait ResultStore: Send + Sync {
-    /// Writes a job's pictures, in order, under a lease's nonce.
+    /// Writes a job's pictures, in order, under a lease's nonce. Gives what is left to do: commands that write them in one
+    /// transaction with the job's completion, where they are kept beside it.
     fn put<'a>(
         &'a self,
         id: JobId,
         nonce: Nonce,
         pictures: &'a [Bytes],
-    ) -> BoxFuture<'a, Result<(), ResultsError>>;
+    ) -> BoxFuture<'a, Result<Vec<Cmd>, ResultsError>>;
 
     /// Reads a picture; `None` when it is gone.
     fn get(&self, id: JobId, nonce: Nonce, index: u32) -> BoxFuture<'_, Result<Option<Bytes>, ResultsError>>;

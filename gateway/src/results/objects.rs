@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, future::BoxFuture, stream, stream::BoxStream};
 use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _, PutPayload, path::Path};
+use redis::Cmd;
 
 use super::{
     ResultStore, ResultsError,
@@ -207,8 +208,11 @@ impl ResultStore for ObjectResults {
         id: JobId,
         nonce: Nonce,
         pictures: &'a [Bytes],
-    ) -> BoxFuture<'a, Result<(), ResultsError>> {
-        Box::pin(self.write(id, nonce, pictures))
+    ) -> BoxFuture<'a, Result<Vec<Cmd>, ResultsError>> {
+        Box::pin(async move {
+            self.write(id, nonce, pictures).await?;
+            Ok(Vec::new())
+        })
     }
 
     fn get(&self, id: JobId, nonce: Nonce, index: u32) -> BoxFuture<'_, Result<Option<Bytes>, ResultsError>> {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use redis::Cmd;
 
 use super::{ResultStore, ResultsError};
 use crate::{
@@ -34,19 +35,16 @@ impl ResultStore for RedisResults {
         id: JobId,
         nonce: Nonce,
         pictures: &'a [Bytes],
-    ) -> BoxFuture<'a, Result<(), ResultsError>> {
-        Box::pin(async move {
-            let key = self.key(id, nonce);
-            let mut pipeline = redis::pipe();
-            pipeline.atomic();
-            let set = pipeline.cmd("HSET").arg(&key);
-            for (index, picture) in pictures.iter().enumerate() {
-                set.arg(index).arg(&picture[..]);
-            }
-            pipeline.cmd("PEXPIRE").arg(&key).arg(self.keep_ms);
-            self.redis.pipe::<(u64, u64)>(&pipeline).await?;
-            Ok(())
-        })
+    ) -> BoxFuture<'a, Result<Vec<Cmd>, ResultsError>> {
+        let key = self.key(id, nonce);
+        let mut set = redis::cmd("HSET");
+        set.arg(&key);
+        for (index, picture) in pictures.iter().enumerate() {
+            set.arg(index).arg(&picture[..]);
+        }
+        let mut expire = redis::cmd("PEXPIRE");
+        expire.arg(&key).arg(self.keep_ms);
+        Box::pin(std::future::ready(Ok(vec![set, expire])))
     }
 
     fn get(&self, id: JobId, nonce: Nonce, index: u32) -> BoxFuture<'_, Result<Option<Bytes>, ResultsError>> {

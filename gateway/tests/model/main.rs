@@ -163,7 +163,7 @@ async fn the_scripts_compared_are_those_that_the_gateway_runs() {
         checkpoint: bytes::Bytes::new(),
     };
     queue.beat("worker", &[beat]).await.unwrap();
-    let result = muse_gateway::queue::StageResult::Pictures(Vec::new());
+    let result = muse_gateway::queue::StageResult::pictures(Vec::new());
     queue
         .complete(job.id, nonce, "base", &result, 1, b"")
         .await

@@ -29,7 +29,7 @@ async fn calls(server: &RedisServer) -> u64 {
 async fn complete(queue: &Queue, grant: &Grant, stage: &str) -> Result<Reported, String> {
     let result = match stage {
         "base" => StageResult::Tokens(b"tokens".to_vec()),
-        _ => StageResult::Pictures(b"pictures".to_vec()),
+        _ => StageResult::pictures(b"pictures".to_vec()),
     };
     let completed = queue
         .complete(grant.id, grant.nonce, stage, &result, 1, b"")

@@ -94,7 +94,7 @@ async fn the_history_is_bounded_and_goes_when_the_job_succeeds() {
     }
     assert_eq!(queue.history(id).await.unwrap().len(), 20);
     let grant = claim_one(&queue).await;
-    let pictures = muse_gateway::queue::StageResult::Pictures(Vec::new());
+    let pictures = muse_gateway::queue::StageResult::pictures(Vec::new());
     let done = queue
         .complete(id, grant.nonce, "base", &pictures, 1, b"")
         .await

@@ -8,6 +8,7 @@ mod coalescing;
 mod dead;
 mod harness;
 mod order;
+mod pictures;
 mod recount;
 mod scripts;
 mod server;

@@ -66,7 +66,7 @@ async fn whatever_happens_every_job_is_in_one_place_and_the_counters_agree() {
                 if let Some((grant, stage)) = old(&grants, dice(1000)) {
                     let result = match stage {
                         "base" => StageResult::Tokens(b"t".to_vec()),
-                        _ => StageResult::Pictures(b"".to_vec()),
+                        _ => StageResult::pictures(b"".to_vec()),
                     };
                     queue
                         .complete(grant.id, grant.nonce, stage, &result, 1, b"")

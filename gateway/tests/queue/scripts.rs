@@ -145,7 +145,7 @@ async fn a_stale_nonce_changes_nothing() {
             id,
             grant.nonce,
             "superres",
-            &StageResult::Pictures(vec![]),
+            &StageResult::pictures(vec![]),
             1,
             b"",
         )
@@ -153,7 +153,7 @@ async fn a_stale_nonce_changes_nothing() {
         .unwrap();
     assert_eq!(wrong_stage.outcome, Reported::Stale);
     let pictures_early = queue
-        .complete(id, grant.nonce, "base", &StageResult::Pictures(vec![]), 1, b"")
+        .complete(id, grant.nonce, "base", &StageResult::pictures(vec![]), 1, b"")
         .await
         .unwrap();
     assert_eq!(pictures_early.outcome, Reported::Refused);

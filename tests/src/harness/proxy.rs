@@ -72,6 +72,8 @@ enum What {
         hash: String,
         arguments: Vec<String>,
     },
+    /// The end of a transaction, and what was asked for in it: the answers come together.
+    Transaction(Vec<What>),
     Other,
 }
 
@@ -185,15 +187,23 @@ async fn forward(
     to: &mut OwnedWriteHalf,
 ) -> io::Result<()> {
     let mut buffer = BytesMut::new();
+    let mut transaction: Option<Vec<What>> = None;
     loop {
         while let Some((raw, value)) = resp::take(&mut buffer).map_err(garbled)? {
-            let what = shared.understand(&value);
+            let mut what = shared.understand(&value);
             if let What::Call(call) = &what
                 && shared.cuts(&call.script, false)
             {
                 return Ok(());
             }
-            let cut_after = matches!(&what, What::Call(call) if shared.cuts(&call.script, true));
+            match (value.at(0).to_ascii_uppercase().as_str(), &mut transaction) {
+                ("MULTI", transaction) => *transaction = Some(Vec::new()),
+                ("EXEC", transaction) => what = What::Transaction(transaction.take().unwrap_or_default()),
+                // It runs with the others, and what comes now says only that it will.
+                (_, Some(transaction)) => transaction.push(std::mem::replace(&mut what, What::Other)),
+                (_, None) => {}
+            }
+            let cut_after = what.calls().any(|call| shared.cuts(&call.script, true));
             let at = now();
             locked(waiting).push_back(Sent { at, what, cut_after });
             to.write_all(&raw).await?;
@@ -219,16 +229,20 @@ async fn back(
         while let Some((raw, value)) = resp::take(buffer).map_err(garbled)? {
             let sent = locked(waiting).pop_front();
             if let Some(sent) = sent {
-                shared.answered(&sent, &value);
+                shared.answered(&sent.what, &value, sent.at);
                 // A call that was refused did not run: the script is not loaded, say.
-                if sent.cut_after && !matches!(value, Value::Error(_)) {
-                    if let What::Call(call) = &sent.what {
+                let ran = sent
+                    .what
+                    .answers(&value)
+                    .all(|value| !matches!(value, Value::Error(_)));
+                let call = sent.what.calls().next().filter(|_| sent.cut_after);
+                match call {
+                    Some(call) if ran => {
                         shared.fired(&call.script, true);
+                        return Ok(());
                     }
-                    return Ok(());
-                }
-                if let (true, What::Call(call)) = (sent.cut_after, &sent.what) {
-                    shared.arm_again(&call.script);
+                    Some(call) => shared.arm_again(&call.script),
+                    None => {}
                 }
             }
             if let Some(to) = &mut to {
@@ -243,6 +257,32 @@ async fn back(
 
 fn garbled(garbled: resp::Garbled) -> io::Error {
     io::Error::other(format!("{garbled:?}"))
+}
+
+// === impl What ===
+
+impl What {
+    /// The scripts that it calls, as far as they are known.
+    fn calls(&self) -> impl Iterator<Item = &Call> {
+        let all = match self {
+            What::Transaction(all) => &all[..],
+            one => std::slice::from_ref(one),
+        };
+        all.iter().filter_map(|what| match what {
+            What::Call(call) => Some(call),
+            _ => None,
+        })
+    }
+
+    /// The answers in a reply: a transaction has several, unless it was refused as a whole.
+    fn answers<'reply>(&self, reply: &'reply Value) -> impl Iterator<Item = &'reply Value> {
+        let all = match (self, reply) {
+            (What::Transaction(_), Value::Error(_)) => std::slice::from_ref(reply),
+            (What::Transaction(_), reply) => reply.items(),
+            (_, reply) => std::slice::from_ref(reply),
+        };
+        all.iter()
+    }
 }
 
 // === impl Shared ===
@@ -307,9 +347,9 @@ impl Shared {
             .or_default() += 1;
     }
 
-    fn answered(&self, sent: &Sent, reply: &Value) {
+    fn answered(&self, what: &What, reply: &Value, at: u64) {
         let late;
-        let call = match &sent.what {
+        let call = match what {
             What::Call(call) => call,
             What::Unknown { hash, arguments } => {
                 let Some(script) = self.script_of(hash) else {
@@ -319,10 +359,19 @@ impl Shared {
                 late = Call { script, arguments };
                 &late
             }
+            What::Transaction(all) => {
+                for (what, reply) in all.iter().zip(reply.items()) {
+                    self.answered(what, reply, at);
+                }
+                return;
+            }
             What::Other => return,
         };
-        for event in events(call, reply, sent.at) {
+        for event in events(call, reply, at) {
             self.history.write(&event);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
