@@ -5,14 +5,12 @@ stay f32 for the sampler, and the text that goes in. What the steps take from `c
 files are copied. `half_graph` says what is rewritten.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from ..reference.bundle import BundleError
 from .half_graph import halved
-from .rewriting import rewrite_bundle
+from .rewriting import rewrite_bundle, run_command
 
 SUFFIX = "-f16"
 """What the version of a bundle gets, so that its pictures can be told from those of the one that it was made from."""
@@ -37,20 +35,7 @@ def _transformers(manifest: dict[str, Any]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="muse_models.export.half", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True, help="the bundle to read")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the new bundle; replaced")
-    arguments = parser.parse_args(argv)
-    try:
-        write_half(arguments.bundle, arguments.out)
-    except (OSError, ValueError, BundleError) as error:
-        print(f"half: {error}", file=sys.stderr)
-        return 1
-    size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
-    print(f"{arguments.out}: {size / 1e6:.2f} MB")
-    return 0
+    return run_command("half", str(__doc__), write_half, argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Writes a finished bundle again with some of its graphs rewritten; what is not rewritten is copied."""
 
+import argparse
 import hashlib
 import shutil
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +47,24 @@ def rewrite_bundle(folder: Path, out: Path, suffix: str, wanted: Callable[[dict[
     write_manifest(partial, tables)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
+
+
+def run_command(name: str, about: str, write: Callable[[Path, Path], None], argv: list[str] | None) -> int:
+    """Runs a command that writes a bundle with `write`, given the folder to read and the new one; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog=f"muse_models.export.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, required=True, help="the bundle to read")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new bundle; replaced")
+    arguments = parser.parse_args(argv)
+    try:
+        write(arguments.bundle, arguments.out)
+    except (OSError, ValueError, BundleError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
+    print(f"{arguments.out}: {size / 1e6:.2f} MB")
+    return 0
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

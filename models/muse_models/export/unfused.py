@@ -4,13 +4,11 @@ For providers that lack ONNX Runtime's own attention, above all OpenVINO, which 
 bundle and rewrites the text encoder and each stage's `condition` and `step` graph; other files are copied. `unfused_graph` says what is rewritten.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from ..reference.bundle import BundleError
-from .rewriting import rewrite_bundle
+from .rewriting import rewrite_bundle, run_command
 from .unfused_graph import unfused
 
 SUFFIX = "-unfused"
@@ -32,20 +30,7 @@ def _attending(manifest: dict[str, Any]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="muse_models.export.unfused", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True, help="the bundle to read")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the new bundle; replaced")
-    arguments = parser.parse_args(argv)
-    try:
-        write_unfused(arguments.bundle, arguments.out)
-    except (OSError, ValueError, BundleError) as error:
-        print(f"unfused: {error}", file=sys.stderr)
-        return 1
-    size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
-    print(f"{arguments.out}: {size / 1e6:.2f} MB")
-    return 0
+    return run_command("unfused", str(__doc__), write_unfused, argv)
 
 
 if __name__ == "__main__":
