@@ -21,7 +21,8 @@ pub enum OpenVinoPrecision {
     /// As the graph says.
     #[default]
     F32,
-    /// bf16, a mantissa of 7 bits: on CPUs with AMX about twice as fast. A row's logits then depend a little on its company.
+    /// bf16, a mantissa of 7 bits, for CPUs with AMX: others are slower with it (docs/openvino.md). Where AMX is, a row's logits were
+    /// seen to depend a little on its company.
     Bf16,
     /// f16, for Intel's GPUs.
     F16,

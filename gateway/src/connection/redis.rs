@@ -217,13 +217,16 @@ impl Call {
 
     /// What runs it together with what is written before it; `None`: nothing is.
     pub(super) fn transaction(&self) -> Option<Pipeline> {
+        if self.writes.is_empty() {
+            return None;
+        }
         let mut pipeline = redis::pipe();
         pipeline.atomic();
         for write in &self.writes {
             pipeline.add_command(write.clone()).ignore();
         }
         pipeline.add_command(self.command.clone());
-        (!self.writes.is_empty()).then_some(pipeline)
+        Some(pipeline)
     }
 }
 
