@@ -56,6 +56,7 @@ impl Gateway {
         let queue = Queue::new(redis.clone(), &config.redis.prefix, config.queue.clone());
         queue.check_schema().await?;
         let bells = Bells::listen(&redis, queue.keys().channels());
+        let queue = queue.telling(&bells);
         let models = Models::new(
             queue.clone(),
             &bells,

@@ -1,9 +1,16 @@
 //! Doorbells: "something changed, look". They ride on pub/sub, which loses messages, so nobody relies on one: every
 //! listener also looks by itself now and then, and everything rings after a reconnection.
+//!
+//! What this gateway changes itself, its own listeners hear of earlier: as soon as the change is on its way over the
+//! connection on which they will ask. Their question comes behind it, and need not wait until the change is on disk, told,
+//! and read.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,7 +29,7 @@ pub struct Bells(Arc<Board>);
 
 struct Board {
     jobs: Mutex<HashMap<String, watch::Sender<()>>>,
-    pools: Mutex<HashMap<String, Arc<Notify>>>,
+    pools: Mutex<HashMap<String, Arc<Pool>>>,
     workers: Mutex<HashMap<String, mpsc::Sender<Revocation>>>,
     registry: watch::Sender<()>,
 }
@@ -46,7 +53,17 @@ pub struct JobBell {
 }
 
 /// Rings when there may be work for a pool: for one of those who listen, so that a job does not set all of them looking.
-pub struct PoolBell(Arc<Notify>);
+pub struct PoolBell(Arc<Pool>);
+
+#[derive(Default)]
+struct Pool {
+    bell: Notify,
+    /// Those who wait for it now.
+    listeners: AtomicUsize,
+}
+
+/// Somebody listens while this is there.
+struct Listening<'a>(&'a Pool);
 
 /// The revocations for one worker.
 pub struct Revocations {
@@ -100,6 +117,21 @@ impl Bells {
         ))
     }
 
+    /// Work for a pool is on its way: one of this gateway's listeners may look. Where none listens nothing is kept, as the
+    /// work's own bell is still to come.
+    pub fn work_ahead(&self, pool: &str) {
+        if let Some(pool) = lock(&self.0.pools).get(pool)
+            && pool.listeners.load(Ordering::Relaxed) > 0
+        {
+            pool.bell.notify_one();
+        }
+    }
+
+    /// A change of a job is on its way.
+    pub fn news_ahead(&self, job: &str) {
+        self.0.ring_job(job);
+    }
+
     /// Rings when the registry of models has changed.
     pub fn registry(&self) -> watch::Receiver<()> {
         self.0.registry.subscribe()
@@ -122,17 +154,10 @@ impl Bells {
 impl Board {
     fn ring(&self, channel: &str, payload: &str) {
         match channel {
-            "ev" => {
-                let jobs = lock(&self.jobs);
-                for job in payload.split(' ') {
-                    if let Some(bell) = jobs.get(job) {
-                        bell.send_replace(());
-                    }
-                }
-            }
+            "ev" => payload.split(' ').for_each(|job| self.ring_job(job)),
             "work" => {
-                if let Some(bell) = lock(&self.pools).get(payload) {
-                    bell.notify_one();
+                if let Some(pool) = lock(&self.pools).get(payload) {
+                    pool.bell.notify_one();
                 }
             }
             "rev" => {
@@ -151,12 +176,18 @@ impl Board {
         }
     }
 
+    fn ring_job(&self, job: &str) {
+        if let Some(bell) = lock(&self.jobs).get(job) {
+            bell.send_replace(());
+        }
+    }
+
     fn ring_all(&self) {
         lock(&self.jobs).values().for_each(|bell| bell.send_replace(()));
-        for bell in lock(&self.pools).values() {
-            bell.notify_waiters();
+        for pool in lock(&self.pools).values() {
+            pool.bell.notify_waiters();
             // And for whoever listens next.
-            bell.notify_one();
+            pool.bell.notify_one();
         }
         self.registry.send_replace(());
     }
@@ -167,12 +198,28 @@ impl Board {
 impl PoolBell {
     /// Returns when it rings for this listener. One that cannot look after all passes it on.
     pub async fn rung(&self) {
-        self.0.notified().await;
+        let _listening = Listening::to(&self.0);
+        self.0.bell.notified().await;
     }
 
     /// Rings for another one, or for whoever listens next.
     pub fn pass_on(&self) {
-        self.0.notify_one();
+        self.0.bell.notify_one();
+    }
+}
+
+// === impl Listening ===
+
+impl<'a> Listening<'a> {
+    fn to(pool: &'a Pool) -> Self {
+        pool.listeners.fetch_add(1, Ordering::Relaxed);
+        Self(pool)
+    }
+}
+
+impl Drop for Listening<'_> {
+    fn drop(&mut self) {
+        self.0.listeners.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

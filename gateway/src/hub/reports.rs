@@ -142,10 +142,11 @@ async fn complete(
             }
         }
         let result = &result;
+        let pool = (attached.model.name.as_str(), attached.stage_name);
         let complete = || {
             shared
                 .queue
-                .complete(id, nonce, attached.stage_name, result, rows, &encoded_timing)
+                .complete(id, nonce, pool, result, rows, &encoded_timing)
         };
         until_stored(shared, complete).await.map(Ok)
     };

@@ -21,7 +21,7 @@ use tracing::Instrument as _;
 pub use self::{
     id::{InvalidJobId, JobId, Nonce},
     record::{Record, duration, timestamp},
-    stage::{sampling_of, stage_name, stage_of_name},
+    stage::{sampling_of, stage_after, stage_name, stage_of_name},
 };
 use crate::{
     Error, config,

@@ -20,6 +20,14 @@ pub fn stage_of_name(name: &str) -> Option<Stage> {
     }
 }
 
+/// The stage that takes up what `name` makes, of jobs that pass both.
+pub fn stage_after(name: &str) -> Option<&'static str> {
+    match stage_of_name(name)? {
+        Stage::Base => stage_name(Stage::Superres),
+        Stage::Superres | Stage::Unspecified => None,
+    }
+}
+
 /// A request's sampling settings for a stage.
 pub fn sampling_of(request: &muse_proto::v1::GenerationRequest, stage: Stage) -> Option<&Sampling> {
     match stage {

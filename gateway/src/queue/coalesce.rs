@@ -1,8 +1,9 @@
 //! One call of a script for all who want it at the same time: dispatch, clock, log and fsync are paid once. `lane.rs` has
 //! who shares a call with whom; this is the call.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{marker::PhantomData, pin::pin, sync::Arc, task::Poll};
 
+use futures::poll;
 use redis::{Cmd, FromRedisValue, Script};
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     keys::Keys,
     lane::{Calls, Lane},
 };
-use crate::connection::{Call, Redis, RedisError};
+use crate::connection::{Bells, Call, Redis, RedisError};
 
 /// A script that takes several items a call and answers each, as if each had been called alone; cloning is cheap.
 pub(super) struct Coalesced<A: FromRedisValue + Send + 'static>(Arc<Inner<A>>);
@@ -29,6 +30,21 @@ pub(super) struct Item {
     arguments: Cmd,
     /// What is written in the same transaction.
     writes: Vec<Cmd>,
+    ahead: Option<Ahead>,
+}
+
+/// Who hears of an item as soon as it is on its way.
+pub(super) struct Ahead {
+    pub(super) bells: Bells,
+    pub(super) what: Coming,
+}
+
+/// What an item brings.
+pub(super) enum Coming {
+    /// Work for a pool.
+    Work(String),
+    /// The end of a job.
+    End(String),
 }
 
 /// The calls of a script in one shard.
@@ -46,8 +62,15 @@ struct ScriptCalls<A> {
 
 impl Item {
     pub(super) fn writing(arguments: Cmd, writes: &[Cmd]) -> Self {
-        let writes = writes.to_vec();
-        Self { arguments, writes }
+        Self {
+            arguments,
+            writes: writes.to_vec(),
+            ahead: None,
+        }
+    }
+
+    pub(super) fn telling(self, ahead: Option<Ahead>) -> Self {
+        Self { ahead, ..self }
     }
 
     fn bytes(&self) -> usize {
@@ -62,6 +85,17 @@ impl Item {
 impl From<Cmd> for Item {
     fn from(arguments: Cmd) -> Self {
         Self::writing(arguments, &[])
+    }
+}
+
+// === impl Ahead ===
+
+impl Ahead {
+    fn ring(&self) {
+        match &self.what {
+            Coming::Work(pool) => self.bells.work_ahead(pool),
+            Coming::End(job) => self.bells.news_ahead(job),
+        }
     }
 }
 
@@ -138,7 +172,18 @@ impl<A: FromRedisValue + Send + 'static> Calls for ScriptCalls<A> {
         for item in items {
             call.args_of(&item.arguments).writing(&item.writes);
         }
-        let answers: Vec<A> = self.redis.eval(&call).await?;
+        let mut asked = pin!(self.redis.eval(&call));
+        // With the first look it is on its way, where there is a connection. Where there is none, who asks waits as well.
+        let answers: Vec<A> = match poll!(asked.as_mut()) {
+            Poll::Ready(answers) => answers?,
+            Poll::Pending => {
+                items
+                    .iter()
+                    .filter_map(|item| item.ahead.as_ref())
+                    .for_each(Ahead::ring);
+                asked.await?
+            }
+        };
         if answers.len() != items.len() {
             let told = format!("{} answers for {} items", answers.len(), items.len());
             return Err(foreign(self.name, &told));

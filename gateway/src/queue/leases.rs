@@ -6,13 +6,13 @@ use redis::Cmd;
 use super::{
     Queue, backoff,
     call::{ITEM_BYTES, broken, foreign},
-    coalesce::Item,
-    scripts,
+    coalesce::{Coming, Item},
+    pool_name, scripts,
     types::{Beat, Beaten, Completed, Grant, Reported, StageResult},
 };
 use crate::{
     connection::RedisError,
-    jobs::{JobId, Nonce},
+    jobs::{JobId, Nonce, stage_after},
 };
 
 /// Leases renewed by one call; the script's own limit.
@@ -125,7 +125,7 @@ impl Queue {
         Ok(answers)
     }
 
-    /// A stage is done: moves the job on to its next stage, or ends it, in one step.
+    /// A stage of a model is done: moves the job on to its next stage, or ends it, in one step.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -133,7 +133,7 @@ impl Queue {
         &self,
         id: JobId,
         nonce: Nonce,
-        stage: &str,
+        (model, stage): (&str, &str),
         result: &StageResult,
         rows: u32,
         timing: &[u8],
@@ -152,10 +152,13 @@ impl Queue {
             .arg(timing)
             .arg(rows)
             .arg(result.digest());
-        let (outcome, state, age_ms, other) = self
-            .completions
-            .call(id.shard(), Item::writing(item, writes))
-            .await?;
+        let next = stage_after(stage).filter(|_| matches!(result, StageResult::Tokens(_)));
+        let ahead = self.ahead(|| match next {
+            Some(next) => Coming::Work(pool_name(model, next)),
+            None => Coming::End(id.to_string()),
+        });
+        let item = Item::writing(item, writes).telling(ahead);
+        let (outcome, state, age_ms, other) = self.completions.call(id.shard(), item).await?;
         if outcome == "broken" {
             return Err(broken("complete", &state));
         }

@@ -24,7 +24,7 @@ mod tenants;
 mod types;
 mod upkeep;
 
-use self::coalesce::Coalesced;
+use self::coalesce::{Ahead, Coalesced, Coming};
 pub use self::{
     accept::Acceptance,
     audit::{AuditError, AuditEvent, Audited, Fault, Finding},
@@ -38,7 +38,10 @@ pub use self::{
         StageResult, Submission, TenantStatus,
     },
 };
-use crate::{config, connection::Redis};
+use crate::{
+    config,
+    connection::{Bells, Redis},
+};
 
 /// The queue; cloning is cheap.
 #[derive(Clone)]
@@ -49,6 +52,7 @@ pub struct Queue {
     snapshot: place::Snapshot,
     submissions: Coalesced<submit::Submitted>,
     completions: Coalesced<leases::Finished>,
+    bells: Option<Bells>,
 }
 
 impl Queue {
@@ -71,7 +75,20 @@ impl Queue {
             snapshot: place::Snapshot::default(),
             submissions,
             completions,
+            bells: None,
         }
+    }
+
+    /// The same, and who listens to `bells` hears of what is changed through this value before Redis tells.
+    #[must_use]
+    pub fn telling(self, bells: &Bells) -> Self {
+        let bells = Some(bells.clone());
+        Self { bells, ..self }
+    }
+
+    fn ahead(&self, what: impl FnOnce() -> Coming) -> Option<Ahead> {
+        let bells = self.bells.clone()?;
+        Some(Ahead { bells, what: what() })
     }
 
     /// The names of its keys.

@@ -5,11 +5,15 @@ use redis::Cmd;
 use super::{
     Queue,
     call::{ITEM_BYTES, broken, foreign},
-    coalesce::Item,
-    scripts,
+    coalesce::{Coming, Item},
+    pool_name, scripts,
     types::{Cancellation, Fresh, NewJob, Refusal, Submission},
 };
-use crate::{config, connection::RedisError, jobs::JobId};
+use crate::{
+    config,
+    connection::RedisError,
+    jobs::{JobId, stage_name},
+};
 
 /// Outcome, id, limit, its value, ms to wait, when it was created, rank.
 pub(super) type Submitted = (String, String, String, String, u64, u64, i64);
@@ -64,8 +68,11 @@ impl Queue {
             .arg(&job.request[..])
             .arg(&job.traceparent);
         item.arg(key).arg(request).arg(u8::from(ranked));
+        let work = job.stages.first().copied().and_then(stage_name);
+        let ahead = work.and_then(|stage| self.ahead(|| Coming::Work(pool_name(&job.model, stage))));
+        let item = Item::from(item).telling(ahead);
         let (outcome, id, limit, value, wait_ms, created_ms, rank) =
-            self.submissions.call(job.id.shard(), Item::from(item)).await?;
+            self.submissions.call(job.id.shard(), item).await?;
         let refusal = Refusal {
             limit,
             value,

@@ -165,7 +165,7 @@ async fn the_scripts_compared_are_those_that_the_gateway_runs() {
     queue.beat("worker", &[beat]).await.unwrap();
     let result = muse_gateway::queue::StageResult::pictures(Vec::new());
     queue
-        .complete(job.id, nonce, "base", &result, 1, b"")
+        .complete(job.id, nonce, ("tiny", "base"), &result, 1, b"")
         .await
         .unwrap();
     let error = (muse_proto::v1::JobErrorReason::ModelFailed, "no");

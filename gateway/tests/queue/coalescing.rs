@@ -26,14 +26,12 @@ async fn calls(server: &RedisServer) -> u64 {
     calls.map_or(0, |calls| calls.parse().unwrap())
 }
 
-async fn complete(queue: &Queue, grant: &Grant, stage: &str) -> Result<Reported, String> {
-    let result = match stage {
-        "base" => StageResult::Tokens(b"tokens".to_vec()),
+async fn complete(queue: &Queue, grant: &Grant, pool: (&str, &str)) -> Result<Reported, String> {
+    let result = match pool {
+        BASE => StageResult::Tokens(b"tokens".to_vec()),
         _ => StageResult::pictures(b"pictures".to_vec()),
     };
-    let completed = queue
-        .complete(grant.id, grant.nonce, stage, &result, 1, b"")
-        .await;
+    let completed = queue.complete(grant.id, grant.nonce, pool, &result, 1, b"").await;
     completed
         .map(|completed| completed.outcome)
         .map_err(|error| error.to_string())
@@ -63,14 +61,11 @@ async fn submissions_and_results_that_wait_at_the_same_time_share_calls() {
         };
         assert_eq!(submitted.unwrap(), wanted, "job {n}");
     }
-    for (pool, stage, after) in [
-        (BASE, "base", JobState::Queued),
-        (SUPERRES, "superres", JobState::Succeeded),
-    ] {
+    for (pool, after) in [(BASE, JobState::Queued), (SUPERRES, JobState::Succeeded)] {
         let grants = claim(&queue, pool, 100).await;
         assert_eq!(grants.len(), 75);
         let before = calls(&server).await;
-        let completed = join_all(grants.iter().map(|grant| complete(&queue, grant, stage))).await;
+        let completed = join_all(grants.iter().map(|grant| complete(&queue, grant, pool))).await;
         let made = calls(&server).await - before;
         assert!((1..=20).contains(&made), "75 results made {made} calls");
         assert_eq!(completed, vec![Ok(Reported::Accepted); 75]);
@@ -144,7 +139,7 @@ async fn what_something_else_has_written_over_fails_alone_and_leaves_nothing_hal
     let grants = claim(&queue, BASE, 20).await;
     let keys: Vec<String> = server.ask(&["KEYS", &format!("*j:{}", grants[7].id)]).await;
     server.ask::<()>(&["SET", &keys[0], "a string"]).await;
-    let completed = join_all(grants.iter().map(|grant| complete(&queue, grant, "base"))).await;
+    let completed = join_all(grants.iter().map(|grant| complete(&queue, grant, BASE))).await;
     for (n, completed) in completed.iter().enumerate() {
         match completed {
             Ok(outcome) => assert!(*outcome == Reported::Accepted && n != 7, "{n}: {outcome:?}"),

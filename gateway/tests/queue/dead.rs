@@ -96,7 +96,7 @@ async fn the_history_is_bounded_and_goes_when_the_job_succeeds() {
     let grant = claim_one(&queue).await;
     let pictures = muse_gateway::queue::StageResult::pictures(Vec::new());
     let done = queue
-        .complete(id, grant.nonce, "base", &pictures, 1, b"")
+        .complete(id, grant.nonce, BASE, &pictures, 1, b"")
         .await
         .unwrap();
     assert!(done.job_ended, "{done:?}");

@@ -85,7 +85,7 @@ pub async fn state(queue: &Queue, id: JobId) -> JobState {
 pub async fn complete_base(queue: &Queue, grant: &Grant) -> Reported {
     let tokens = StageResult::Tokens(b"tokens".to_vec());
     queue
-        .complete(grant.id, grant.nonce, "base", &tokens, 1, b"")
+        .complete(grant.id, grant.nonce, BASE, &tokens, 1, b"")
         .await
         .unwrap()
         .outcome

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 #![allow(unreachable_pub, reason = "modules of a test binary, not a crate")]
 
+mod ahead;
 mod audits;
 mod coalescing;
 mod dead;

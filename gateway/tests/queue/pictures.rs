@@ -41,7 +41,7 @@ async fn finish(
         .expect("nothing is written yet");
     let list = b"list".to_vec();
     let result = StageResult::Pictures { list, writes };
-    let completed = queue.complete(grant.id, nonce, "superres", &result, 1, b"");
+    let completed = queue.complete(grant.id, nonce, SUPERRES, &result, 1, b"");
     Ok(completed.await?.outcome)
 }
 

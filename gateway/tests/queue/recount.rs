@@ -38,10 +38,11 @@ async fn whatever_happens_every_job_is_in_one_place_and_the_counters_agree() {
     };
     let tenants = ["a", "b", "c"].map(|name| Tenant::new(name).unwrap());
     let mut jobs: Vec<(JobId, usize)> = Vec::new();
-    let mut grants: Vec<(Grant, &str)> = Vec::new();
+    let mut grants: Vec<(Grant, (&str, &str))> = Vec::new();
     for _ in 0..1500 {
-        let old =
-            |grants: &Vec<(Grant, &'static str)>, n: usize| grants.get(n % grants.len().max(1)).cloned();
+        let old = |grants: &Vec<(Grant, (&'static str, &'static str))>, n: usize| {
+            grants.get(n % grants.len().max(1)).cloned()
+        };
         match dice(13) {
             0..=2 => {
                 let tenant = dice(3);
@@ -59,17 +60,17 @@ async fn whatever_happens_every_job_is_in_one_place_and_the_counters_agree() {
                     claim(&queue, pool, 1 + dice(3) as u32)
                         .await
                         .into_iter()
-                        .map(|grant| (grant, pool.1)),
+                        .map(|grant| (grant, pool)),
                 );
             }
             5..=6 => {
-                if let Some((grant, stage)) = old(&grants, dice(1000)) {
-                    let result = match stage {
-                        "base" => StageResult::Tokens(b"t".to_vec()),
+                if let Some((grant, pool)) = old(&grants, dice(1000)) {
+                    let result = match pool {
+                        BASE => StageResult::Tokens(b"t".to_vec()),
                         _ => StageResult::pictures(b"".to_vec()),
                     };
                     queue
-                        .complete(grant.id, grant.nonce, stage, &result, 1, b"")
+                        .complete(grant.id, grant.nonce, pool, &result, 1, b"")
                         .await
                         .unwrap();
                 }

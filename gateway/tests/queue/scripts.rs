@@ -141,24 +141,17 @@ async fn a_stale_nonce_changes_nothing() {
     );
     assert_eq!(queue.get(id).await.unwrap().unwrap().job, before);
     let wrong_stage = queue
-        .complete(
-            id,
-            grant.nonce,
-            "superres",
-            &StageResult::pictures(vec![]),
-            1,
-            b"",
-        )
+        .complete(id, grant.nonce, SUPERRES, &StageResult::pictures(vec![]), 1, b"")
         .await
         .unwrap();
     assert_eq!(wrong_stage.outcome, Reported::Stale);
     let pictures_early = queue
-        .complete(id, grant.nonce, "base", &StageResult::pictures(vec![]), 1, b"")
+        .complete(id, grant.nonce, BASE, &StageResult::pictures(vec![]), 1, b"")
         .await
         .unwrap();
     assert_eq!(pictures_early.outcome, Reported::Refused);
     let rows_wrong = queue
-        .complete(id, grant.nonce, "base", &StageResult::Tokens(vec![]), 2, b"")
+        .complete(id, grant.nonce, BASE, &StageResult::Tokens(vec![]), 2, b"")
         .await
         .unwrap();
     assert_eq!(rows_wrong.outcome, Reported::Refused);
@@ -235,7 +228,7 @@ async fn two_finishers_with_different_results_are_noticed() {
     let finish = async |grant: &Grant, tokens: &[u8]| {
         let tokens = StageResult::Tokens(tokens.to_vec());
         queue
-            .complete(grant.id, grant.nonce, "base", &tokens, 1, b"")
+            .complete(grant.id, grant.nonce, BASE, &tokens, 1, b"")
             .await
             .unwrap()
     };
