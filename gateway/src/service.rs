@@ -18,7 +18,7 @@ use crate::{
     models::Models,
     queue::Queue,
     reaper::Reaper,
-    results::{self, Cleaner},
+    results::{self, Cleaner, Recent},
     watch::Watcher,
 };
 
@@ -64,6 +64,7 @@ impl Gateway {
             config.hub.worker_expiry_ms,
         );
         let (results, cleaner) = results::open(&config, &queue).await?;
+        let recent = Recent::new(config.results.recent_bytes);
         let watcher = Watcher::new(
             queue.clone(),
             bells.clone(),
@@ -73,14 +74,14 @@ impl Gateway {
         let jobs = Jobs::new(
             queue.clone(),
             models.clone(),
-            Arc::clone(&results),
+            (Arc::clone(&results), recent.clone()),
             watcher,
             &config,
         );
         let hub = Hub::new(
             queue.clone(),
             models.clone(),
-            Arc::clone(&results),
+            (results, recent),
             bells,
             &config,
             shutdown.clone(),

@@ -166,6 +166,7 @@ impl Default for Results {
             startup_timeout_ms: 15_000,
             concurrency: 8,
             picture_bytes: 32 * 1024 * 1024,
+            recent_bytes: 16 * 1024 * 1024,
             backlog: 10_000,
             sweep_seconds: 6 * 3600,
             sweep_batch: 500,

@@ -303,6 +303,9 @@ pub struct Results {
     pub concurrency: usize,
     /// Bytes of one picture; a larger one fails its job.
     pub picture_bytes: usize,
+    /// Bytes of pictures kept in memory for those who watch their jobs over the gateway that the worker reported to; the
+    /// others, and who comes later, read the store. 0: all read it.
+    pub recent_bytes: usize,
     /// Forgotten jobs whose pictures wait to be deleted; those of more are left to the sweep.
     pub backlog: usize,
     /// The store is searched for pictures that no job refers to this often; 0: never.

@@ -117,6 +117,11 @@ impl Bells {
         ))
     }
 
+    /// Whether anybody listens for `job` here.
+    pub fn has_listener(&self, job: &str) -> bool {
+        lock(&self.0.jobs).contains_key(job)
+    }
+
     /// Work for a pool is on its way: one of this gateway's listeners may look. Where none listens nothing is kept, as the
     /// work's own bell is still to come.
     pub fn work_ahead(&self, pool: &str) {

@@ -20,7 +20,13 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use self::session::Session;
-use crate::{Error, config, connection::Bells, models::Models, queue::Queue, results::ResultStore};
+use crate::{
+    Error, config,
+    connection::Bells,
+    models::Models,
+    queue::Queue,
+    results::{Recent, ResultStore},
+};
 
 /// The `muse.internal.v1.WorkerHub` service; cloning is cheap.
 #[derive(Clone)]
@@ -31,6 +37,7 @@ struct Shared {
     queue: Queue,
     models: Models,
     results: Arc<dyn ResultStore>,
+    recent: Recent,
     bells: Bells,
     config: config::Hub,
     lease_ms: u64,
@@ -46,7 +53,7 @@ impl Hub {
     pub fn new(
         queue: Queue,
         models: Models,
-        results: Arc<dyn ResultStore>,
+        (results, recent): (Arc<dyn ResultStore>, Recent),
         bells: Bells,
         config: &config::Config,
         shutdown: Shutdown,
@@ -55,6 +62,7 @@ impl Hub {
             queue,
             models,
             results,
+            recent,
             bells,
             config: config.hub.clone(),
             lease_ms: config.queue.lease_ms,

@@ -339,14 +339,19 @@ async fn heartbeat(shared: &Shared, attached: &Attached, beat: Heartbeat) -> Rep
         ..attached.worker.clone()
     };
     let mut drain = false;
-    match note(shared, attached, &worker).await {
+    // Together: both are writes, and one wait for the disk is enough.
+    let (noted, beaten) = tokio::join!(
+        note(shared, attached, &worker),
+        reports::beat(shared, attached, beat.leases)
+    );
+    match noted {
         // It is told until it does it.
         Ok(wanted) => drain = wanted && !beat.draining,
         Err(error @ Error::OtherBundle(_)) => return Err(error.into()),
         // The leases do not depend on the table.
         Err(error) => tracing::debug!(%error, "a heartbeat did not reach the table of workers"),
     }
-    let mut answers = reports::beat(shared, attached, beat.leases).await?;
+    let mut answers = beaten?;
     if drain {
         answers.push(Message::Drain(Drain {}));
     }

@@ -4,6 +4,7 @@
 mod id;
 mod idempotency;
 mod page;
+mod picture;
 mod record;
 mod stage;
 
@@ -11,13 +12,13 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt as _};
 use muse_proto::v1::{
-    GenerationRequest, Image, Job, JobState, ListJobsRequest, ListJobsResponse, PrimaryDurability, Priority,
-    Stage,
+    GenerationRequest, Image, Job, ListJobsRequest, ListJobsResponse, PrimaryDurability, Priority, Stage,
 };
 use muse_service::Tenant;
 use prost::Message as _;
 use tracing::Instrument as _;
 
+use self::picture::Picture;
 pub use self::{
     id::{InvalidJobId, JobId, Nonce},
     record::{Record, duration, timestamp},
@@ -28,7 +29,7 @@ use crate::{
     connection::{Confirmed, RedisError},
     models::Models,
     queue::{Acceptance, Cancellation, NewJob, Queue, Refusal, Submission, boost_ms},
-    results::ResultStore,
+    results::{Recent, ResultStore},
     validate,
     watch::{Ends, News, Watcher},
 };
@@ -40,6 +41,7 @@ pub struct Jobs {
     queue: Queue,
     models: Models,
     results: Arc<dyn ResultStore>,
+    recent: Recent,
     watcher: Watcher,
     limits: Arc<config::Limits>,
     priority_boost_ms: u64,
@@ -73,7 +75,7 @@ impl Jobs {
     pub fn new(
         queue: Queue,
         models: Models,
-        results: Arc<dyn ResultStore>,
+        (results, recent): (Arc<dyn ResultStore>, Recent),
         watcher: Watcher,
         config: &config::Config,
     ) -> Self {
@@ -81,6 +83,7 @@ impl Jobs {
             queue,
             models,
             results,
+            recent,
             watcher,
             limits: Arc::new(config.limits.clone()),
             priority_boost_ms: config.queue.priority_boost_ms,
@@ -308,32 +311,28 @@ impl Jobs {
     /// [`Error::NoImage`] says why there is none.
     pub async fn image(&self, tenant: &Tenant, job_id: &str, index: u32) -> Result<Image, Error> {
         let record = self.record(tenant, job_id).await?;
-        self.image_of(&record, index).await
+        self.read(&Picture::of_job(&record, index)?).await
     }
 
-    /// One picture of a job at hand.
+    /// One picture of a job that was watched to its end.
     ///
     /// # Errors
     /// [`Error::NoImage`] says why there is none.
     pub async fn image_of(&self, record: &Record, index: u32) -> Result<Image, Error> {
-        let id = parse(&record.job.id)?;
-        let info = record.job.images.iter().find(|info| info.index == index);
-        let (Some(info), Some(nonce)) = (info, record.pictures) else {
-            let why = match record.job.state() {
-                JobState::Succeeded => format!(
-                    "the job has {} pictures, so none of index {index}",
-                    record.job.images.len()
-                ),
-                JobState::Failed | JobState::Cancelled => "the job ended without pictures".to_owned(),
-                _ => "the job is not done yet; watch it to its end".to_owned(),
-            };
-            return Err(Error::NoImage(why));
-        };
-        match self.results.get(id, nonce, index).await? {
-            Some(data) => Ok(Image {
-                info: Some(info.clone()),
-                data,
-            }),
+        let picture = Picture::of_job(record, index)?;
+        match self.recent.take(picture.id, picture.nonce, index) {
+            Some(data) => Ok(picture.with(data)),
+            None => self.read(&picture).await,
+        }
+    }
+
+    async fn read(&self, picture: &Picture<'_>) -> Result<Image, Error> {
+        match self
+            .results
+            .get(picture.id, picture.nonce, picture.info.index)
+            .await?
+        {
+            Some(data) => Ok(picture.with(data)),
             None => Err(Error::NoImage("the picture is not kept any more".to_owned())),
         }
     }

@@ -174,15 +174,14 @@ impl<A: FromRedisValue + Send + 'static> Calls for ScriptCalls<A> {
         }
         let mut asked = pin!(self.redis.eval(&call));
         // With the first look it is on its way, where there is a connection. Where there is none, who asks waits as well.
-        let answers: Vec<A> = match poll!(asked.as_mut()) {
+        let first = poll!(asked.as_mut());
+        items
+            .iter()
+            .filter_map(|item| item.ahead.as_ref())
+            .for_each(Ahead::ring);
+        let answers: Vec<A> = match first {
             Poll::Ready(answers) => answers?,
-            Poll::Pending => {
-                items
-                    .iter()
-                    .filter_map(|item| item.ahead.as_ref())
-                    .for_each(Ahead::ring);
-                asked.await?
-            }
+            Poll::Pending => asked.await?,
         };
         if answers.len() != items.len() {
             let told = format!("{} answers for {} items", answers.len(), items.len());

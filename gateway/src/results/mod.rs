@@ -4,6 +4,8 @@
 //! - [`RedisResults`]: beside their job, with a time to live. The default.
 //! - [`ObjectResults`]: in a folder or a bucket, as `results.store` says ([`Location`]). Who may write there is
 //!   checked at start ([`open`]), and what nobody refers to is deleted ([`Cleaner`]).
+//!
+//! Whoever watches a job over the gateway that its pictures came to gets them from memory ([`Recent`]).
 
 mod bucket;
 mod cleaner;
@@ -13,6 +15,7 @@ mod http;
 pub(crate) mod location;
 mod objects;
 mod ownership;
+mod recent;
 mod redis;
 mod startup;
 mod sweep;
@@ -27,6 +30,7 @@ pub use self::{
     cleaner::{Cleaner, Discarded},
     location::{Cloud, Location},
     objects::ObjectResults,
+    recent::Recent,
     redis::RedisResults,
     startup::StoreError,
 };

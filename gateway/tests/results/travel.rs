@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use muse_gateway::{Config, Gateway};
-use muse_proto::v1::{GetImageRequest, Job, JobErrorReason, JobState, Stage};
+use muse_proto::v1::{
+    GenerateRequest, GetImageRequest, Job, JobErrorReason, JobState, Stage, generate_response::Event,
+};
 use muse_service::Shutdown;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
@@ -13,7 +15,9 @@ use super::bucket::Bucket;
 use crate::support::{
     cluster,
     redis_server::RedisServer,
+    request,
     scene::{Client, Scene, submit, until_state},
+    soon,
     worker::picture_bytes,
 };
 
@@ -60,6 +64,52 @@ async fn pictures_go_into_the_bucket_and_come_back() {
         .iter()
         .all(|request| request.ends_with(" 200") || request.ends_with("muse-owner 404"));
     assert!(all_fine, "{requests:#?}");
+}
+
+/// Makes a picture over `Generate`; gives it and its job.
+async fn generated(scene: &mut Scene) -> (Vec<u8>, Job) {
+    let generate = GenerateRequest {
+        request: Some(request("a cat")),
+        omit_images: false,
+    };
+    let mut events = scene.client.generate(generate).await.unwrap().into_inner();
+    scene.worker.work_once().await;
+    let (mut picture, mut job) = (Vec::new(), None);
+    while let Some(response) = soon("an event", events.message()).await.unwrap() {
+        match response.event {
+            Some(Event::Image(image)) => picture = image.data.to_vec(),
+            Some(Event::Job(told)) => job = Some(told),
+            _ => {}
+        }
+    }
+    (picture, job.unwrap())
+}
+
+#[tokio::test]
+async fn who_watches_over_the_gateway_of_the_worker_gets_the_picture_from_memory() {
+    for recent_bytes in [muse_gateway::config::Results::default().recent_bytes, 0] {
+        let bucket = Bucket::start().await;
+        let mut scene = Scene::with(&[Stage::Base], |config| {
+            bucket.configure(config);
+            config.results.recent_bytes = recent_bytes;
+        })
+        .await;
+        let (first, job) = generated(&mut scene).await;
+        assert_eq!(first, picture_bytes(0));
+        let reads = || {
+            let read = |request: &&String| request.starts_with("GET") && request.contains(&job.id);
+            bucket.requests().iter().filter(read).count()
+        };
+        assert_eq!(reads(), usize::from(recent_bytes == 0), "{:?}", bucket.requests());
+        // Who comes later reads what was written.
+        assert_eq!(picture(&mut scene.client, &job).await.unwrap(), picture_bytes(0));
+        assert_eq!(
+            reads(),
+            1 + usize::from(recent_bytes == 0),
+            "{:?}",
+            bucket.requests()
+        );
+    }
 }
 
 #[tokio::test]
