@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use muse_engine::SessionOptions;
-use muse_service::config::{ConfigError, Drain, GrpcServer, Ops, ServiceConfig, Telemetry};
+use muse_service::config::{ConfigError, Drain, GrpcServer, Ops, Process, ServiceConfig, Telemetry};
 use serde::{Deserialize, Serialize};
 
 /// All of it: defaults, then the file, then `MUSE__SECTION__KEY`.
@@ -20,6 +20,8 @@ pub struct EncoderConfig {
     pub ops: Ops,
     /// The end of the process.
     pub drain: Drain,
+    /// Where it runs.
+    pub process: Process,
     /// ONNX Runtime and the device that it runs on.
     pub runtime: SessionOptions,
     /// Which prompts share a pass.
@@ -86,6 +88,7 @@ impl Default for EncoderConfig {
             grpc: GrpcServer::on_port(DEFAULT_PORT),
             ops: Ops::on_port(DEFAULT_OPS_PORT),
             drain: Drain::default(),
+            process: Process::default(),
             runtime: SessionOptions::default(),
             batch: Batch::default(),
             cache: Cache::default(),
@@ -139,6 +142,10 @@ impl ServiceConfig for EncoderConfig {
 
     fn drain(&self) -> &Drain {
         &self.drain
+    }
+
+    fn process(&self) -> &Process {
+        &self.process
     }
 
     fn validate(&self) -> Result<(), ConfigError> {

@@ -74,6 +74,10 @@ where
         print!("{}", config::check(&config)?);
         return Ok(());
     }
+    if let Some(cpus) = &config.process().cpus {
+        // Before there are other threads.
+        cpus.stay()?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let entered = runtime.enter();
     let telemetry = telemetry::init(name, config.telemetry())?;

@@ -10,6 +10,7 @@ pub mod client;
 pub mod command;
 pub mod config;
 mod corked;
+mod cpus;
 pub mod error;
 pub mod grpc;
 pub mod health;
@@ -23,6 +24,7 @@ pub mod telemetry;
 pub use self::{
     addresses::Addresses,
     command::ServiceArgs,
+    cpus::Cpus,
     error::Error,
     health::Readiness,
     identity::Tenant,

@@ -19,7 +19,7 @@ use muse_proto::{
 };
 use muse_service::{
     Addresses, Readiness, Shutdown,
-    config::{Drain, Ops, ServiceConfig, Telemetry},
+    config::{Drain, Ops, Process, ServiceConfig, Telemetry},
 };
 use muse_worker::{
     config::{Encoder, Hub},
@@ -66,6 +66,8 @@ pub struct NoopConfig {
     pub ops: Ops,
     /// The end of the process.
     pub drain: Drain,
+    /// Where it runs.
+    pub process: Process,
     /// Gateways.
     pub hub: Hub,
     /// Of a real worker's file; no use here.
@@ -86,6 +88,7 @@ impl Default for NoopConfig {
             telemetry: Telemetry::default(),
             ops: Ops::default(),
             drain: Drain::default(),
+            process: Process::default(),
             hub: Hub::default(),
             bundle: PathBuf::new(),
             encoder: Encoder::default(),
@@ -101,6 +104,10 @@ impl ServiceConfig for NoopConfig {
 
     fn drain(&self) -> &Drain {
         &self.drain
+    }
+
+    fn process(&self) -> &Process {
+        &self.process
     }
 }
 

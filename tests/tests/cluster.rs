@@ -5,7 +5,7 @@
     reason = "a test says what it saw by panicking"
 )]
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs};
 
 use muse_proto::v1::{
     GetQueueStatusRequest, JobState, ListModelsRequest, ListWorkersRequest, Stage, admin_client::AdminClient,
@@ -109,6 +109,49 @@ async fn a_provider_list_that_ends_in_cpu_runs_on_the_cpu_and_says_so() {
         "{workers:?}"
     );
     assert!(workers.iter().all(|worker| worker.row_budget >= 2), "{workers:?}");
+    cluster.stop().await;
+}
+
+/// What Linux says of each thread of a process under `key`.
+#[cfg(target_os = "linux")]
+fn of_threads(pid: u32, key: &str) -> BTreeSet<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+    let statuses = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("status")).ok());
+    let value = |status: String| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.map(|rest| rest.trim_start_matches(':').trim().to_owned())
+    };
+    statuses.filter_map(value).collect()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_worker_stays_on_its_cpus_with_all_its_threads_and_counts_no_others() {
+    let allowed = of_threads(std::process::id(), "Cpus_allowed_list");
+    let first = allowed.first().and_then(|list| list.split(['-', ',']).next());
+    let first = first.expect("a CPU").to_owned();
+    let mut options = options(tiny_bundle());
+    let set = format!("worker.process.cpus={first}");
+    options.overrides.push(set.parse().expect("an override"));
+    let cluster = start(options).await;
+    let client = Client::new(&cluster.endpoint());
+    let job = client.submit(requests::text_to_image("a red circle", 3)).await;
+    let job = client.end(&job.id).await;
+    assert_eq!(job.state(), JobState::Succeeded, "{job:?}\n{}", logs(&cluster));
+    for part in ["base-0", "superres-0"] {
+        let pid = cluster.pid(part).expect("it runs");
+        assert_eq!(
+            of_threads(pid, "Cpus_allowed_list"),
+            BTreeSet::from([first.clone()]),
+            "{part}"
+        );
+        // One core is one lane, the device's own thread.
+        let names = of_threads(pid, "Name");
+        assert!(
+            names.contains("device") && !names.contains("lane-1"),
+            "{part}: {names:?}"
+        );
+    }
     cluster.stop().await;
 }
 

@@ -123,6 +123,15 @@ async fn an_unknown_setting_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn cpus_that_are_not_there_are_refused_by_number() {
+    let ended = run_to_end::<&str>("muse-encoder", &[], &[("MUSE__PROCESS__CPUS", "0,8000-8001")]).await;
+    assert_one_line(&ended, &["process.cpus", "8000-8001"]);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    let ended = run_to_end::<&str>("muse-gateway", &[], &[("MUSE__PROCESS__CPUS", "node0")]).await;
+    assert_one_line(&ended, &["MUSE__PROCESS__CPUS", "node:0"]);
+}
+
+#[tokio::test]
 async fn check_prints_the_configuration_that_would_run() {
     for program in ["muse-gateway", "muse-encoder", "muse-worker"] {
         let ended = run_to_end(program, &["--check"], &[("MUSE__TELEMETRY__LOG_FORMAT", "json")]).await;

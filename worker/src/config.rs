@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use muse_engine::{SessionOptions, Stage};
-use muse_service::config::{ConfigError, Drain, GrpcClient, Ops, ServiceConfig, Telemetry};
+use muse_service::config::{ConfigError, Drain, GrpcClient, Ops, Process, ServiceConfig, Telemetry};
 use serde::{Deserialize, Serialize};
 
 /// All of it: defaults, then the file, then `MUSE__SECTION__KEY`.
@@ -20,6 +20,8 @@ pub struct WorkerConfig {
     pub ops: Ops,
     /// The end of the process.
     pub drain: Drain,
+    /// Where it runs.
+    pub process: Process,
     /// Gateways.
     pub hub: Hub,
     /// Text encoders.
@@ -134,6 +136,7 @@ impl Default for WorkerConfig {
             telemetry: Telemetry::default(),
             ops: Ops::on_port(DEFAULT_OPS_PORT),
             drain: Drain::default(),
+            process: Process::default(),
             hub: Hub::default(),
             encoder: Encoder::default(),
             runtime: SessionOptions::default(),
@@ -211,6 +214,10 @@ impl ServiceConfig for WorkerConfig {
 
     fn drain(&self) -> &Drain {
         &self.drain
+    }
+
+    fn process(&self) -> &Process {
+        &self.process
     }
 
     fn validate(&self) -> Result<(), ConfigError> {

@@ -91,7 +91,9 @@ fn builder(
         .map_err(|error| graph(error.message()))?
         .with_optimization_level(GraphOptimizationLevel::All)
         .map_err(|error| graph(error.message()))?
-        .with_intra_threads(options.threads)
+        // Said even where it is one for each core: left to itself ONNX Runtime counts cores that the process may not use, and
+        // pins its threads to them.
+        .with_intra_threads(options.cpu_threads())
         .map_err(|error| graph(error.message()))?
         .with_inter_threads(1)
         .map_err(|error| graph(error.message()))?

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use muse_service::config::{Drain, GrpcServer, Ops, Telemetry};
+use muse_service::config::{Drain, GrpcServer, Ops, Process, Telemetry};
 
 use super::{
     Config, Durability, Hub, Identity, Limits, Models, Queue, Redis, Results, Submit, Tenant, Watch,
@@ -18,6 +18,7 @@ impl Default for Config {
             },
             telemetry: Telemetry::default(),
             drain: Drain::default(),
+            process: Process::default(),
             redis: Redis::default(),
             queue: Queue::default(),
             limits: Limits::default(),

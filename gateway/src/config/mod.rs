@@ -6,7 +6,7 @@ mod defaults;
 use std::path::PathBuf;
 
 use muse_service::{
-    config::{ConfigError, Drain, GrpcServer, Ops, ServiceConfig, Telemetry},
+    config::{ConfigError, Drain, GrpcServer, Ops, Process, ServiceConfig, Telemetry},
     identity::Authentication,
 };
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// The end of the process.
     pub drain: Drain,
+    /// Where it runs.
+    pub process: Process,
     /// The Redis (or Valkey) server.
     pub redis: Redis,
     /// The queue in it.
@@ -381,6 +383,10 @@ impl ServiceConfig for Config {
 
     fn drain(&self) -> &Drain {
         &self.drain
+    }
+
+    fn process(&self) -> &Process {
+        &self.process
     }
 
     fn validate(&self) -> Result<(), ConfigError> {

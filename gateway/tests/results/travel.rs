@@ -73,12 +73,19 @@ async fn generated(scene: &mut Scene) -> (Vec<u8>, Job) {
         omit_images: false,
     };
     let mut events = scene.client.generate(generate).await.unwrap().into_inner();
-    scene.worker.work_once().await;
-    let (mut picture, mut job) = (Vec::new(), None);
+    scene.worker.credit(1).await;
+    let lease = scene.worker.lease().await;
+    let (mut picture, mut job): (_, Option<Job>) = (Vec::new(), None);
     while let Some(response) = soon("an event", events.message()).await.unwrap() {
         match response.event {
             Some(Event::Image(image)) => picture = image.data.to_vec(),
-            Some(Event::Job(told)) => job = Some(told),
+            Some(Event::Job(told)) => {
+                // Told by its watcher, who is there then.
+                if told.state() == JobState::Running {
+                    scene.worker.complete(&lease).await;
+                }
+                job = Some(told);
+            }
             _ => {}
         }
     }

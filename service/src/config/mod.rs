@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 pub use self::{
     environment::PREFIX,
     load::{ConfigError, check, load, load_from},
-    sections::{Drain, GrpcClient, GrpcServer, LogFormat, Ops, Telemetry},
+    sections::{Drain, GrpcClient, GrpcServer, LogFormat, Ops, Process, Telemetry},
 };
 
 /// The configuration of one service: a struct of sections, every one with `#[serde(default, deny_unknown_fields)]`.
@@ -21,6 +21,9 @@ pub trait ServiceConfig: Serialize + DeserializeOwned + Default {
 
     /// How long a shutdown may take.
     fn drain(&self) -> &Drain;
+
+    /// Where the process runs.
+    fn process(&self) -> &Process;
 
     /// Checks what types cannot say, such as a limit that must not be 0.
     ///

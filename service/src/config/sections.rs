@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Cpus;
+
 /// Logs and traces.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -81,6 +83,15 @@ pub struct Ops {
 pub struct Drain {
     /// After a request to stop, running work has this long before it is cut.
     pub timeout_seconds: u64,
+}
+
+/// Where the process runs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Process {
+    /// CPUs that it stays on, such as `0-15,32`, or `node:0`: those of a NUMA node. Absent: all that it is started with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<Cpus>,
 }
 
 /// Calls to another service.
