@@ -1,7 +1,7 @@
 //! One call of a script for all who want it at the same time: dispatch, clock, log and fsync are paid once. `lane.rs` has
 //! who shares a call with whom; this is the call.
 
-use std::{marker::PhantomData, pin::pin, sync::Arc, task::Poll};
+use std::{collections::HashSet, marker::PhantomData, pin::pin, sync::Arc, task::Poll};
 
 use futures::poll;
 use redis::{Cmd, FromRedisValue, Script};
@@ -88,17 +88,6 @@ impl From<Cmd> for Item {
     }
 }
 
-// === impl Ahead ===
-
-impl Ahead {
-    fn ring(&self) {
-        match &self.what {
-            Coming::Work(pool) => self.bells.work_ahead(pool),
-            Coming::End(job) => self.bells.news_ahead(job),
-        }
-    }
-}
-
 // === impl Coalesced ===
 
 impl<A: FromRedisValue + Send + 'static> Clone for Coalesced<A> {
@@ -175,10 +164,7 @@ impl<A: FromRedisValue + Send + 'static> Calls for ScriptCalls<A> {
         let mut asked = pin!(self.redis.eval(&call));
         // With the first look it is on its way, where there is a connection. Where there is none, who asks waits as well.
         let first = poll!(asked.as_mut());
-        items
-            .iter()
-            .filter_map(|item| item.ahead.as_ref())
-            .for_each(Ahead::ring);
+        ring(items.iter().filter_map(|item| item.ahead.as_ref()));
         let answers: Vec<A> = match first {
             Poll::Ready(answers) => answers?,
             Poll::Pending => asked.await?,
@@ -188,6 +174,21 @@ impl<A: FromRedisValue + Send + 'static> Calls for ScriptCalls<A> {
             return Err(foreign(self.name, &told));
         }
         Ok(answers)
+    }
+}
+
+/// Tells those concerned. A pool once, as its doorbell does: whoever looks then and finds more than it can take passes that on.
+fn ring<'a>(all: impl Iterator<Item = &'a Ahead>) {
+    let mut pools = HashSet::new();
+    for Ahead { bells, what } in all {
+        match what {
+            Coming::Work(pool) => {
+                if pools.insert(pool) {
+                    bells.work_ahead(pool);
+                }
+            }
+            Coming::End(job) => bells.news_ahead(job),
+        }
     }
 }
 
