@@ -2,8 +2,8 @@
 //! listener also looks by itself now and then, and everything rings after a reconnection.
 //!
 //! What this gateway changes itself, its own listeners hear of earlier: as soon as the change is on its way over the
-//! connection on which they will ask. Their question comes behind it, and need not wait until the change is on disk, told,
-//! and read.
+//! connection on which they will ask. Their question comes behind it, and travels while the change is written to disk and
+//! told.
 
 use std::{
     collections::HashMap,
@@ -134,7 +134,7 @@ impl Bells {
 
     /// A change of a job is on its way.
     pub fn news_ahead(&self, job: &str) {
-        self.0.ring_job(job);
+        self.0.ring_jobs([job]);
     }
 
     /// Rings when the registry of models has changed.
@@ -159,7 +159,7 @@ impl Bells {
 impl Board {
     fn ring(&self, channel: &str, payload: &str) {
         match channel {
-            "ev" => payload.split(' ').for_each(|job| self.ring_job(job)),
+            "ev" => self.ring_jobs(payload.split(' ')),
             "work" => {
                 if let Some(pool) = lock(&self.pools).get(payload) {
                     pool.bell.notify_one();
@@ -181,9 +181,12 @@ impl Board {
         }
     }
 
-    fn ring_job(&self, job: &str) {
-        if let Some(bell) = lock(&self.jobs).get(job) {
-            bell.send_replace(());
+    fn ring_jobs<'a>(&self, ids: impl IntoIterator<Item = &'a str>) {
+        let jobs = lock(&self.jobs);
+        for id in ids {
+            if let Some(bell) = jobs.get(id) {
+                bell.send_replace(());
+            }
         }
     }
 

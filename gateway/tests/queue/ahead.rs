@@ -11,17 +11,25 @@ use muse_proto::v1::JobState;
 
 use crate::{
     harness::{BASE, SUPERRES, claim, complete_base, job, queue, state, submit},
-    support::{redis_server::RedisServer, soon},
+    support::{redis_server::RedisServer, soon, until},
 };
 
 /// Often enough for those who ask to come too early once, if they could.
 const ROUNDS: usize = 100;
 
-async fn deaf(queue: Queue) -> (Queue, Bells) {
-    let bells = Bells::listen(queue.redis(), Vec::new());
-    // Everything rings once when the bells have their connection; after that nothing does.
-    let all = bells.pool("any");
-    soon("the bells' connection", all.rung()).await;
+/// The queue's bells hear another prefix, and only from when this returns: everything rings once when they have their
+/// connection.
+async fn deaf(server: &RedisServer, queue: Queue) -> (Queue, Bells) {
+    let bells = Bells::listen(queue.redis(), vec!["other:".to_owned()]);
+    let mut revocations = bells.revocations("worker");
+    until("a listener", async || {
+        let heard: u64 = server
+            .ask(&["PUBLISH", "other:rev", "worker job nonce cancelled"])
+            .await;
+        (heard > 0).then_some(())
+    })
+    .await;
+    soon("the revocation", revocations.next()).await;
     (queue.telling(&bells), bells)
 }
 
@@ -54,7 +62,7 @@ async fn look(queue: &Queue, bell: &PoolBell, pool: (&str, &str)) -> Vec<Grant> 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_listens_for_work_looks_once_and_finds_what_is_on_its_way() {
     let server = RedisServer::start().await;
-    let (queue, bells) = deaf(queue(&server).await).await;
+    let (queue, bells) = deaf(&server, queue(&server).await).await;
     one_job(&queue).await;
     let (base, superres) = (bell(&bells, BASE), bell(&bells, SUPERRES));
     for round in 0..ROUNDS {
@@ -74,7 +82,7 @@ async fn who_listens_for_work_looks_once_and_finds_what_is_on_its_way() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_watches_a_job_reads_its_end_behind_the_completion() {
     let server = RedisServer::start().await;
-    let (queue, bells) = deaf(queue(&server).await).await;
+    let (queue, bells) = deaf(&server, queue(&server).await).await;
     one_job(&queue).await;
     for round in 0..ROUNDS {
         let id = submit(&queue, job()).await;
@@ -95,7 +103,7 @@ async fn who_watches_a_job_reads_its_end_behind_the_completion() {
 #[tokio::test]
 async fn nothing_is_kept_for_those_who_do_not_listen() {
     let server = RedisServer::start().await;
-    let (queue, bells) = deaf(queue(&server).await).await;
+    let (queue, bells) = deaf(&server, queue(&server).await).await;
     let base = bell(&bells, BASE);
     submit(&queue, job()).await;
     assert!(
