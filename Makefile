@@ -78,7 +78,7 @@ chart: runtime python build
 
 foreign-client: runtime python build
 	@$(SUITE) foreign-client $(BIN)/musectl up --bundle tests/bundles/tiny --quiet \
-	  --set worker.hub.progress_interval_ms=1 -- $(TEST_PYTHON) -m pytest -q tests/python
+	  --set worker.hub.progress_interval_ms=1 --set gateway.watch.settle_ms=0 -- $(TEST_PYTHON) -m pytest -q tests/python
 
 # === longer chores ===
 

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     Error, config,
-    connection::{Bells, RedisError},
+    connection::{Bells, JobBell, RedisError, Ring},
     jobs::{JobId, Record},
     queue::Queue,
 };
@@ -135,7 +135,7 @@ impl Watcher {
                 }
             }
             tokio::select! {
-                () = bell.rung() => {}
+                () = settled(&mut bell, Duration::from_millis(self.config.settle_ms)) => {}
                 () = tokio::time::sleep(Duration::from_millis(self.config.reread_ms)) => {}
                 () = self.shutdown.requested() => {
                     let _ = sender.send(Err(Error::ShuttingDown)).await;
@@ -143,6 +143,15 @@ impl Watcher {
                 }
             }
         }
+    }
+}
+
+/// Returns when the job may have ended, or has changed and what changes with it has had time to: a lease, the first sign of
+/// life from its worker and the stage before it come within milliseconds, and are one read.
+async fn settled(bell: &mut JobBell, time: Duration) {
+    if bell.rung().await == Ring::Changed {
+        // In time or not, the job is read.
+        let _ = tokio::time::timeout(time, bell.ended()).await;
     }
 }
 

@@ -78,7 +78,11 @@ where
         // Before there are other threads.
         cpus.stay()?;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if config.process().threads > 0 {
+        runtime.worker_threads(config.process().threads);
+    }
+    let runtime = runtime.enable_all().build()?;
     let entered = runtime.enter();
     let telemetry = telemetry::init(name, config.telemetry())?;
     let drain = Duration::from_secs(config.drain().timeout_seconds);

@@ -1,9 +1,11 @@
 """What the foreign client's tests share: the cluster that MUSE_ENDPOINT names.
 
-    musectl up --bundle tests/bundles/tiny --set worker.hub.progress_interval_ms=1 -- python -m pytest tests/python
+    musectl up --bundle tests/bundles/tiny --set worker.hub.progress_interval_ms=1 --set gateway.watch.settle_ms=0 \\
+        -- python -m pytest tests/python
 
 They work on any bundle that makes pictures; nothing in them knows a model's size. A tiny model's whole stage is shorter than
-the pause that workers make between two reports of progress: hence the setting.
+the pause that workers make between two reports of progress, and than that in which a gateway tells changes as one: hence the
+settings.
 """
 
 import os

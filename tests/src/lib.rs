@@ -52,6 +52,7 @@ pub fn options(bundle: PathBuf) -> ClusterOptions {
         "gateway.queue.reap_ms=100",
         "gateway.hub.heartbeat_ms=100",
         "gateway.hub.worker_expiry_ms=1500",
+        "gateway.watch.settle_ms=0",
         "worker.hub.progress_interval_ms=50",
         "worker.batcher.warm_up_max_rows=16",
         "worker.batcher.warm_up_passes=1",

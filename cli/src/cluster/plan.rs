@@ -5,6 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
 };
 
 use toml::{Table, Value};
@@ -16,6 +17,10 @@ use super::{
 /// Has glibc give freed memory back to the system, where its own rule would keep nearly as much as a graph's weights after the
 /// graph was opened. docs/operations.md tells operators to set it.
 const GIVE_BACK: (&str, &str) = ("MALLOC_TRIM_THRESHOLD_", "131072");
+
+/// On a machine of at most so many CPUs a service has one thread for calls and messages: passes want the cores, and each
+/// thread that is woken takes one away from them for a moment.
+const FEW_CPUS: usize = 4;
 
 /// A part to be started.
 #[derive(Debug)]
@@ -169,7 +174,10 @@ impl<'a> Planner<'a> {
         )
     }
 
-    fn service(&self, name: String, program: &Path, table: Table, roles: &[&str]) -> PartPlan {
+    fn service(&self, name: String, program: &Path, mut table: Table, roles: &[&str]) -> PartPlan {
+        if thread::available_parallelism().is_ok_and(|cpus| cpus.get() <= FEW_CPUS) {
+            table = with(table, "process", "threads", 1);
+        }
         let path = self.directory.configuration(&format!("{name}.toml"));
         let configuration = Configuration::new(path, table, &self.options.overrides, roles);
         let opens_graphs = roles.iter().any(|role| ["encoder", "worker"].contains(role));

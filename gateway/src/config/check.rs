@@ -57,6 +57,15 @@ pub(super) fn all(config: &Config) -> Result<(), ConfigError> {
             return Err(ConfigError::invalid(key, "must be at least 1, not 0"));
         }
     }
+    if config.watch.settle_ms >= config.watch.reread_ms {
+        return Err(ConfigError::invalid(
+            "watch.settle_ms",
+            format!(
+                "must be less than watch.reread_ms ({}), it is {}",
+                config.watch.reread_ms, config.watch.settle_ms
+            ),
+        ));
+    }
     let batches = [
         ("queue.reap_batch", u64::from(config.queue.reap_batch)),
         ("queue.call_items", config.queue.call_items as u64),

@@ -190,6 +190,7 @@ impl Default for Watch {
     fn default() -> Self {
         Self {
             reread_ms: 5_000,
+            settle_ms: 20,
             outage_ms: 30_000,
             outbox: 16,
         }

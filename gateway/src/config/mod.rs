@@ -336,6 +336,8 @@ pub struct Models {
 pub struct Watch {
     /// Without a doorbell, a watched job is read again this often.
     pub reread_ms: u64,
+    /// Changes of a watched job within this time are told as one, its end at once; 0: each as soon as it is seen.
+    pub settle_ms: u64,
     /// A watch outlives an outage of Redis of this length.
     pub outage_ms: u64,
     /// Events of one watch that may wait to be sent.

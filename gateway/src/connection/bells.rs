@@ -28,7 +28,7 @@ use super::{
 pub struct Bells(Arc<Board>);
 
 struct Board {
-    jobs: Mutex<HashMap<String, watch::Sender<()>>>,
+    jobs: Mutex<HashMap<String, watch::Sender<Ring>>>,
     pools: Mutex<HashMap<String, Arc<Pool>>>,
     workers: Mutex<HashMap<String, mpsc::Sender<Revocation>>>,
     registry: watch::Sender<()>,
@@ -45,10 +45,19 @@ pub struct Revocation {
     pub reason: String,
 }
 
+/// What a ring says of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ring {
+    /// It has changed.
+    Changed,
+    /// It may have ended, so that it should be looked at soon.
+    Ended,
+}
+
 /// Rings when a job has changed.
 pub struct JobBell {
     job: String,
-    rings: watch::Receiver<()>,
+    rings: watch::Receiver<Ring>,
     board: Weak<Board>,
 }
 
@@ -101,7 +110,7 @@ impl Bells {
         let mut jobs = lock(&self.0.jobs);
         let rings = jobs
             .entry(job.to_owned())
-            .or_insert_with(|| watch::channel(()).0)
+            .or_insert_with(|| watch::channel(Ring::Changed).0)
             .subscribe();
         JobBell {
             job: job.to_owned(),
@@ -132,9 +141,9 @@ impl Bells {
         }
     }
 
-    /// A change of a job is on its way.
-    pub fn news_ahead(&self, job: &str) {
-        self.0.ring_jobs([job]);
+    /// A job's end is on its way.
+    pub fn end_ahead(&self, job: &str) {
+        self.0.ring_jobs([(job, Ring::Ended)]);
     }
 
     /// Rings when the registry of models has changed.
@@ -159,7 +168,7 @@ impl Bells {
 impl Board {
     fn ring(&self, channel: &str, payload: &str) {
         match channel {
-            "ev" => self.ring_jobs(payload.split(' ')),
+            "ev" => self.ring_jobs(rings(payload)),
             "work" => {
                 if let Some(pool) = lock(&self.pools).get(payload) {
                     pool.bell.notify_one();
@@ -181,17 +190,18 @@ impl Board {
         }
     }
 
-    fn ring_jobs<'a>(&self, ids: impl IntoIterator<Item = &'a str>) {
+    fn ring_jobs<'a>(&self, rings: impl IntoIterator<Item = (&'a str, Ring)>) {
         let jobs = lock(&self.jobs);
-        for id in ids {
+        for (id, ring) in rings {
             if let Some(bell) = jobs.get(id) {
-                bell.send_replace(());
+                ring.sound(bell);
             }
         }
     }
 
     fn ring_all(&self) {
-        lock(&self.jobs).values().for_each(|bell| bell.send_replace(()));
+        // Whatever was missed.
+        lock(&self.jobs).values().for_each(|bell| Ring::Ended.sound(bell));
         for pool in lock(&self.pools).values() {
             pool.bell.notify_waiters();
             // And for whoever listens next.
@@ -199,6 +209,31 @@ impl Board {
         }
         self.registry.send_replace(());
     }
+}
+
+// === impl Ring ===
+
+impl Ring {
+    /// One that says that the job may have ended is not drowned by those after it.
+    fn sound(self, bell: &watch::Sender<Ring>) {
+        bell.send_modify(|ring| {
+            if self == Self::Ended {
+                *ring = self;
+            }
+        });
+    }
+}
+
+/// The jobs of a message, with a dot before each that has ended.
+fn rings(payload: &str) -> impl Iterator<Item = (&str, Ring)> {
+    let mut ring = Ring::Changed;
+    payload.split(' ').filter_map(move |word| {
+        if word == "." {
+            ring = Ring::Ended;
+            return None;
+        }
+        Some((word, std::mem::replace(&mut ring, Ring::Changed)))
+    })
 }
 
 // === impl PoolBell ===
@@ -235,11 +270,17 @@ impl Drop for Listening<'_> {
 
 impl JobBell {
     /// Returns when the job may have changed since the last call.
-    pub async fn rung(&mut self) {
+    pub async fn rung(&mut self) -> Ring {
         if self.rings.changed().await.is_err() {
             // The board is gone with its gateway; the listener's own clock goes on.
             std::future::pending::<()>().await;
         }
+        *self.rings.borrow_and_update()
+    }
+
+    /// Returns when the job may have ended since the last call.
+    pub async fn ended(&mut self) {
+        while self.rung().await != Ring::Ended {}
     }
 }
 
@@ -339,4 +380,38 @@ async fn listen_once(redis: &Redis, board: &Weak<Board>, prefixes: &[String]) ->
 async fn moved(links: &mut watch::Receiver<Link>, generation: u64) {
     let other = |link: &Link| matches!(link, Link::Up(line) if line.generation != generation);
     let _ = links.wait_for(other).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dot_stands_before_a_job_that_has_ended_and_for_no_other() {
+        let told: Vec<_> = rings("a . b c . d").collect();
+        let expected = [
+            ("a", Ring::Changed),
+            ("b", Ring::Ended),
+            ("c", Ring::Changed),
+            ("d", Ring::Ended),
+        ];
+        assert_eq!(told, expected);
+        assert_eq!(rings(".").count(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_end_is_not_drowned_by_the_rings_after_it() {
+        let (bell, rings) = watch::channel(Ring::Changed);
+        let mut listener = JobBell {
+            job: "a".to_owned(),
+            rings,
+            board: Weak::new(),
+        };
+        Ring::Changed.sound(&bell);
+        assert_eq!(listener.rung().await, Ring::Changed);
+        for ring in [Ring::Changed, Ring::Ended, Ring::Changed] {
+            ring.sound(&bell);
+        }
+        assert_eq!(listener.rung().await, Ring::Ended);
+    }
 }

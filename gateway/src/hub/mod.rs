@@ -3,6 +3,7 @@
 
 mod check;
 mod claim;
+mod heartbeat;
 mod lease;
 mod reports;
 mod session;

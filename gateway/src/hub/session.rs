@@ -12,8 +12,8 @@ use std::{
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use muse_proto::{
     internal::v1::{
-        AttachRequest, AttachResponse, Drain, Heartbeat, Hello, Lease, Revoke, RevokeReason, Welcome,
-        attach_request, attach_response::Message,
+        AttachRequest, AttachResponse, Hello, Lease, Revoke, RevokeReason, Welcome, attach_request,
+        attach_response::Message,
     },
     v1::{Model, ModelStage, Stage, Worker},
 };
@@ -24,6 +24,7 @@ use tonic::{Status, Streaming};
 use super::{
     Shared, check,
     claim::{self, Claimed},
+    heartbeat::{self, Noted},
     reports::{self, Report},
 };
 use crate::{
@@ -41,7 +42,7 @@ pub(super) struct Attached {
     pub(super) served: ModelStage,
     pub(super) stage: Stage,
     pub(super) stage_name: &'static str,
-    session: String,
+    pub(super) session: String,
     /// Of leases that this session gave, until their results come.
     traces: Mutex<HashMap<(JobId, Nonce), String>>,
 }
@@ -57,6 +58,7 @@ pub(super) struct Session {
     credit: u32,
     // Where the next claim begins, so that no shard is always last.
     next_shard: u16,
+    noted: Noted,
 }
 
 impl Attached {
@@ -75,7 +77,8 @@ impl Attached {
     }
 }
 
-type Replies = Result<Vec<Message>, Status>;
+/// What a message is answered with.
+pub(super) type Replies = Result<Vec<Message>, Status>;
 
 impl Session {
     /// Takes a worker in: checks what it says, notes it in the table, and welcomes it.
@@ -117,7 +120,7 @@ impl Session {
             session,
             traces: Mutex::default(),
         });
-        note(&shared, &attached, &attached.worker).await?;
+        let noted = Noted::first(&shared, &attached).await?;
         let welcome = Welcome {
             gateway_id: shared.gateway_id.clone(),
             lease: Some(duration(shared.lease_ms)),
@@ -137,6 +140,7 @@ impl Session {
             outbox,
             credit: 0,
             next_shard: 0,
+            noted,
         };
         session.send(Message::Welcome(welcome)).await;
         Ok(session)
@@ -154,6 +158,8 @@ impl Session {
         let mut claims: FuturesUnordered<BoxFuture<'static, Claimed>> = FuturesUnordered::new();
         // Whether looking for work is worth a call.
         let mut hungry = true;
+        // The last look ended early, so that what it did not see may be there.
+        let mut blind = false;
         let ended = loop {
             if hungry && self.credit == 0 {
                 // The bell may have rung for this session: it is somebody else's.
@@ -170,8 +176,10 @@ impl Session {
                 message = inbound.message(), if replies.len() < self.shared.config.reports_in_flight => match message {
                     Ok(Some(message)) => {
                         if let Some(attach_request::Message::Credit(credit)) = &message.message {
+                            // More or less of it is no news of work: who looked with any saw all there was, and hears
+                            // of what came since.
+                            hungry |= credit.rows > 0 && (self.credit == 0 || blind);
                             self.credit = credit.rows;
-                            hungry |= credit.rows > 0;
                         }
                         match self.reply(message) {
                             Ok(Some(reply)) => replies.push(reply),
@@ -197,6 +205,7 @@ impl Session {
                     }
                 },
                 Some(claimed) = claims.next(), if !claims.is_empty() => {
+                    blind = claimed.error.is_some();
                     if let Some(error) = claimed.error {
                         tracing::debug!(%error, "no leases for now");
                     }
@@ -256,7 +265,7 @@ impl Session {
     }
 
     /// What a message is answered with, if anything.
-    fn reply(&self, message: AttachRequest) -> Result<Option<BoxFuture<'static, Replies>>, Status> {
+    fn reply(&mut self, message: AttachRequest) -> Result<Option<BoxFuture<'static, Replies>>, Status> {
         let (shared, attached) = (Arc::clone(&self.shared), Arc::clone(&self.attached));
         let answer = |report| -> BoxFuture<'static, Replies> {
             let (shared, attached) = (Arc::clone(&self.shared), Arc::clone(&self.attached));
@@ -271,9 +280,12 @@ impl Session {
                 Err(Status::invalid_argument("hello comes once, at first"))
             }
             Some(attach_request::Message::Credit(_)) | None => Ok(None),
-            Some(attach_request::Message::Heartbeat(beat)) => Ok(Some(Box::pin(async move {
-                heartbeat(&shared, &attached, beat).await
-            }))),
+            Some(attach_request::Message::Heartbeat(beat)) => {
+                let noting = self.noted.is_due(&beat);
+                Ok(Some(Box::pin(async move {
+                    heartbeat::answer(&shared, &attached, beat, noting).await
+                })))
+            }
             Some(attach_request::Message::Complete(report)) => Ok(Some(answer(Report::Complete(report)))),
             Some(attach_request::Message::Fail(report)) => Ok(Some(answer(Report::Fail(report)))),
             Some(attach_request::Message::Release(report)) => Ok(Some(answer(Report::Release(report)))),
@@ -328,49 +340,6 @@ impl Session {
             Ok(Ok(()))
         )
     }
-}
-
-/// Renews leases, keeps progress, and notes the worker as alive. Leases to drop are revoked.
-async fn heartbeat(shared: &Shared, attached: &Attached, beat: Heartbeat) -> Replies {
-    let worker = Worker {
-        rows: beat.rows,
-        passes_per_second: beat.passes_per_second,
-        draining: beat.draining,
-        ..attached.worker.clone()
-    };
-    let mut drain = false;
-    // Together: both are writes, and one wait for the disk is enough.
-    let (noted, beaten) = tokio::join!(
-        note(shared, attached, &worker),
-        reports::beat(shared, attached, beat.leases)
-    );
-    match noted {
-        // It is told until it does it.
-        Ok(wanted) => drain = wanted && !beat.draining,
-        Err(error @ Error::OtherBundle(_)) => return Err(error.into()),
-        // The leases do not depend on the table.
-        Err(error) => tracing::debug!(%error, "a heartbeat did not reach the table of workers"),
-    }
-    let mut answers = beaten?;
-    if drain {
-        answers.push(Message::Drain(Drain {}));
-    }
-    Ok(answers)
-}
-
-/// Notes the worker as alive; gives whether an operator wants it drained.
-async fn note(shared: &Shared, attached: &Attached, worker: &Worker) -> Result<bool, Error> {
-    let seen = shared
-        .models
-        .seen(worker, &attached.session, &attached.model)
-        .await?;
-    seen.map_err(|other| {
-        Error::OtherBundle(format!(
-            "model {} is served from another bundle (digest {}) by {} live workers, this worker has {}: stop those first, \
-             or give this bundle another model.name",
-            attached.model.name, other.served, other.workers, attached.model.bundle_digest
-        ))
-    })
 }
 
 fn revoke(revocation: &Revocation) -> Option<Message> {

@@ -187,7 +187,7 @@ fn ring<'a>(all: impl Iterator<Item = &'a Ahead>) {
                     bells.work_ahead(pool);
                 }
             }
-            Coming::End(job) => bells.news_ahead(job),
+            Coming::End(job) => bells.end_ahead(job),
         }
     }
 }

@@ -87,11 +87,11 @@ struct Listening {
     gone: oneshot::Receiver<()>,
 }
 
-/// Waits until the bell rings; `None` when the job is not watched any more.
+/// Waits until the bell says that the job may have ended; `None` when it is not watched any more.
 async fn ring(mut listening: Listening) -> Option<Listening> {
     tokio::select! {
         _ = &mut listening.gone => None,
-        () = listening.bell.rung() => Some(listening),
+        () = listening.bell.ended() => Some(listening),
     }
 }
 

@@ -18,10 +18,14 @@ impl Shard {
 
     /// A visible change.
     pub fn save(&mut self, id: &str) {
+        self.save_as(id, id);
+    }
+
+    fn save_as(&mut self, id: &str, told: &str) {
         let now = self.now;
         let job = self.job(id);
         (job.updated, job.version) = (now, job.version + 1);
-        self.ring("ev", id);
+        self.ring("ev", told);
     }
 
     pub fn line_up(&mut self, pool: &str, tenant: &str) {
@@ -124,7 +128,7 @@ impl Shard {
         }
         (job.state, job.finished) = (end, Some(now));
         (job.prev, job.checkpoint) = (None, None);
-        self.save(id);
+        self.save_as(id, &format!(". {id}"));
     }
 
     pub fn bury(&mut self, id: &str, history: i64, reason: &str, message: &str) {

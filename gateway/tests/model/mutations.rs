@@ -278,6 +278,12 @@ fn without_any_other_rule_the_comparison_fails() {
             "if #changed > 0 then redis.call('PUBLISH'",
             "if false then redis.call('PUBLISH'",
         ),
+        (
+            "an end is told as any change",
+            "common",
+            "job.ends and '. ' .. job.id or job.id",
+            "job.id",
+        ),
         ("a result frees no place", "complete", "admit(tenant)", ""),
         (
             "a result's bytes are not given back",

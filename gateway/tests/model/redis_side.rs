@@ -200,11 +200,18 @@ impl RedisSide {
             seen.expiries
                 .insert(name(&pair[0]), pair[1].parse().expect("a time"));
         }
-        // One bell may ring for several jobs.
+        // One bell may ring for several jobs, a dot before each that has ended.
         let bells = |bell: &String| -> Vec<String> {
             let bell = name(bell);
             match bell.strip_prefix("ev ") {
-                Some(jobs) => jobs.split(' ').map(|job| format!("ev {job}")).collect(),
+                Some(jobs) => {
+                    let mut dot = "";
+                    let told = jobs.split(' ').filter_map(|word| {
+                        let before = std::mem::replace(&mut dot, if word == "." { ". " } else { "" });
+                        (word != ".").then(|| format!("ev {before}{word}"))
+                    });
+                    told.collect()
+                }
                 None => vec![bell],
             }
         };

@@ -17,3 +17,4 @@ mod server;
 mod support;
 mod tenants;
 mod time;
+mod watching;

@@ -92,6 +92,8 @@ pub struct Process {
     /// CPUs that it stays on, such as `0-15,32`, or `node:0`: those of a NUMA node. Absent: all that it is started with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<Cpus>,
+    /// Threads for calls and messages; those that compute are apart (`runtime.threads`). 0: as many as there are CPUs.
+    pub threads: usize,
 }
 
 /// Calls to another service.

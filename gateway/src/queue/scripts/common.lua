@@ -155,11 +155,13 @@ local function tell()
   changed = nil
 end
 
--- Writes fields of a job and makes the change visible: a new version, and the doorbell.
+-- Writes fields of a job and makes the change visible: a new version, and the doorbell, where a dot stands before a job that
+-- has ended (`ends`).
 local function save(job, ...)
   job.ver = number(job.ver) + 1
   redis.call('HSET', P .. 'j:' .. job.id, 'updated', NOW, 'ver', job.ver, ...)
-  if changed then changed[#changed + 1] = job.id else redis.call('PUBLISH', P .. 'ev', job.id) end
+  local told = job.ends and '. ' .. job.id or job.id
+  if changed then changed[#changed + 1] = told else redis.call('PUBLISH', P .. 'ev', told) end
 end
 
 -- Says that there may be work for a pool, once in a call.
@@ -289,6 +291,7 @@ local function finish(job, state, ...)
   redis.call('ZADD', P .. (state == 'failed' and 'dead' or 'done'), NOW, job.id)
   redis.call('HDEL', P .. 'j:' .. job.id, 'nonce', 'prev', 'ckpt')
   if state ~= 'failed' then redis.call('DEL', P .. 'hist:' .. job.id) end
+  job.ends = true
   save(job, 'state', state, 'finished', NOW, ...)
 end
 

@@ -83,6 +83,7 @@ local function complete(id, nonce, stage, kind, result, timing, rows, digest)
     ended[#ended + 1] = id
     redis.call('HDEL', P .. 'j:' .. id, 'nonce', 'prev', 'ckpt')
     with('state', 'succeeded', 'finished', NOW, 'pictures', result, 'pictures_nonce', nonce)
+    job.ends = true
     save(job, unpack(fields))
     return { 'accepted', 'succeeded', age, '' }
   end
