@@ -1,6 +1,6 @@
 //! A worker's heartbeat: leases are renewed and progress kept each time, the table of workers now and then.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use futures::future::OptionFuture;
 use muse_proto::{
@@ -15,32 +15,19 @@ use super::{
 };
 use crate::Error;
 
-/// When the table of workers was last told of a worker, and what.
-pub(super) struct Noted {
-    at: Instant,
-    draining: bool,
-    often: Duration,
-}
+/// What the table of workers was last told of a worker by a heartbeat, and when.
+#[derive(Default)]
+pub(super) struct Noted(Option<(Instant, bool)>);
 
 impl Noted {
-    /// Notes a worker that has just attached.
-    pub(super) async fn first(shared: &Shared, attached: &Attached) -> Result<Self, Error> {
-        note(shared, attached, &attached.worker).await?;
-        Ok(Self {
-            at: Instant::now(),
-            draining: false,
-            // Half of the interval, as regular heartbeats may come somewhat sooner than it says.
-            often: Duration::from_millis(shared.config.heartbeat_ms / 2),
-        })
-    }
-
     /// Whether this heartbeat is to be noted; if so, it is taken for noted. Those that come early for the sake of progress
-    /// need not be: nothing in the table depends on them.
-    pub(super) fn is_due(&mut self, beat: &Heartbeat) -> bool {
-        let due = self.at.elapsed() >= self.often || self.draining != beat.draining;
+    /// need not be: nothing in the table depends on them. Half of the `interval`, as regular ones may come somewhat sooner.
+    pub(super) fn is_due(&mut self, beat: &Heartbeat, interval: Duration) -> bool {
+        let due = self
+            .0
+            .is_none_or(|(at, draining)| at.elapsed() >= interval / 2 || draining != beat.draining);
         if due {
-            self.at = Instant::now();
-            self.draining = beat.draining;
+            self.0 = Some((Instant::now(), beat.draining));
         }
         due
     }
@@ -54,7 +41,6 @@ pub(super) async fn answer(shared: &Shared, attached: &Attached, beat: Heartbeat
         draining: beat.draining,
         ..attached.worker.clone()
     };
-    let mut drain = false;
     // Together: both are writes, and one wait for the disk is enough.
     let (noted, beaten) = tokio::join!(
         OptionFuture::from(noting.then(|| note(shared, attached, &worker))),
@@ -62,21 +48,21 @@ pub(super) async fn answer(shared: &Shared, attached: &Attached, beat: Heartbeat
     );
     match noted {
         None => {}
-        // It is told until it does it.
-        Some(Ok(wanted)) => drain = wanted && !beat.draining,
+        Some(Ok(wanted)) => attached.drains.store(wanted, Ordering::Relaxed),
         Some(Err(error @ Error::OtherBundle(_))) => return Err(error.into()),
         // The leases do not depend on the table.
         Some(Err(error)) => tracing::debug!(%error, "a heartbeat did not reach the table of workers"),
     }
     let mut answers = beaten?;
-    if drain {
+    // It is told until it does it.
+    if attached.drains.load(Ordering::Relaxed) && !beat.draining {
         answers.push(Message::Drain(Drain {}));
     }
     Ok(answers)
 }
 
 /// Notes the worker as alive; gives whether an operator wants it drained.
-async fn note(shared: &Shared, attached: &Attached, worker: &Worker) -> Result<bool, Error> {
+pub(super) async fn note(shared: &Shared, attached: &Attached, worker: &Worker) -> Result<bool, Error> {
     let seen = shared
         .models
         .seen(worker, &attached.session, &attached.model)

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -45,6 +45,8 @@ pub(super) struct Attached {
     pub(super) session: String,
     /// Of leases that this session gave, until their results come.
     traces: Mutex<HashMap<(JobId, Nonce), String>>,
+    /// An operator wants it drained, as the table of workers said last.
+    pub(super) drains: AtomicBool,
 }
 
 /// Traces of leases that are remembered; what is forgotten is read again.
@@ -119,8 +121,9 @@ impl Session {
             stage_name,
             session,
             traces: Mutex::default(),
+            drains: AtomicBool::new(false),
         });
-        let noted = Noted::first(&shared, &attached).await?;
+        heartbeat::note(&shared, &attached, &attached.worker).await?;
         let welcome = Welcome {
             gateway_id: shared.gateway_id.clone(),
             lease: Some(duration(shared.lease_ms)),
@@ -140,7 +143,7 @@ impl Session {
             outbox,
             credit: 0,
             next_shard: 0,
-            noted,
+            noted: Noted::default(),
         };
         session.send(Message::Welcome(welcome)).await;
         Ok(session)
@@ -281,7 +284,8 @@ impl Session {
             }
             Some(attach_request::Message::Credit(_)) | None => Ok(None),
             Some(attach_request::Message::Heartbeat(beat)) => {
-                let noting = self.noted.is_due(&beat);
+                let interval = Duration::from_millis(self.shared.config.heartbeat_ms);
+                let noting = self.noted.is_due(&beat, interval);
                 Ok(Some(Box::pin(async move {
                     heartbeat::answer(&shared, &attached, beat, noting).await
                 })))
