@@ -99,9 +99,7 @@ async fn changes_that_have_settled_are_told() {
 }
 
 async fn next_end(ends: &mut Ends, id: JobId) -> JobState {
-    let (ended, record) = soon("the end", ends.next())
-        .await
-        .expect("the watching goes on");
+    let (ended, record) = soon("the end", ends.next()).await.expect("the watching goes on");
     assert_eq!(ended, id);
     record.unwrap().job.state()
 }
