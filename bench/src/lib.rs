@@ -23,6 +23,7 @@ mod open_loop;
 mod overhead;
 mod paper;
 mod priority;
+mod processor;
 mod queue;
 mod report;
 mod resident;

@@ -8,6 +8,7 @@ use crate::{
     bare::{Bare, Split},
     cluster::{self, Client, Made, Passes},
     measure::{milliseconds, say},
+    processor::Cpu,
     report::{Section, Table, Verdict, spread},
     stats::Series,
     workload::Order,
@@ -31,10 +32,10 @@ pub(crate) async fn measure(
     let cluster = cluster::start(arguments, &[]).await?;
     let client = Client::connect(&cluster).await?;
     let mut pairs: Vec<(Made, Split)> = Vec::new();
-    let mut before = Passes::default();
+    let mut before = (Passes::default(), Cpu::of(&cluster)?);
     for index in 0..UNCOUNTED + settings.jobs {
         if index == UNCOUNTED {
-            before = cluster::passes(&cluster).await?;
+            before = (cluster::passes(&cluster).await?, Cpu::of(&cluster)?);
             pairs.clear();
         }
         let order = [Order::numbered(index)];
@@ -52,12 +53,13 @@ pub(crate) async fn measure(
         );
         pairs.push((made, split));
     }
-    let passes = cluster::passes(&cluster).await?.since(&before);
+    let passes = cluster::passes(&cluster).await?.since(&before.0);
+    let cpu = Cpu::of(&cluster)?.since(&before.1);
     cluster.stop().await;
-    section(&pairs, &passes)
+    section(&pairs, &passes, &cpu)
 }
 
-fn section(pairs: &[(Made, Split)], passes: &Passes) -> anyhow::Result<Section> {
+fn section(pairs: &[(Made, Split)], passes: &Passes, cpu: &Cpu) -> anyhow::Result<Section> {
     let of_cluster = |figure: &dyn Fn(&Made) -> f64| {
         Series::new(pairs.iter().map(|(made, _)| figure(made))).context("no job was measured")
     };
@@ -131,10 +133,14 @@ fn section(pairs: &[(Made, Split)], passes: &Passes) -> anyhow::Result<Section> 
             "{} jobs of one picture, one after another, each made by the cluster (Valkey with `appendfsync always`, a gateway, an \
              encoder, a worker of each stage, over gRPC) and by the engine in this process, in turns, with the same threads. The \
              two files are compared byte by byte. Passes, sampling included, took {:.1} ms a job in the workers (mean, from \
-             `muse_pass_seconds`) and {:.1} ms in the engine (median). Per job, cluster less engine: {} ms.",
+             `muse_pass_seconds`) and {:.1} ms in the engine (median). Beside them Valkey was on a processor for {:.1} ms a job and the \
+             gateway for {:.1}, what they do by themselves while the engine has its turn included. Per job, cluster less engine: \
+             {} ms.",
             pairs.len(),
             passes.seconds * 1e3 / jobs,
             in_engine.median(),
+            milliseconds(cpu.server) / jobs,
+            milliseconds(cpu.gateway) / jobs,
             spread(&latency.less(&engine), 1),
         ),
         tables: vec![table],

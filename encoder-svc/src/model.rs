@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use muse_engine::{Bundle, Embedding, Provider, Runtime, TextEncoder, TextError, TokenIds, Tokenizer};
+use muse_engine::{
+    Bundle, Embedding, Provider, Runtime, TextEncoder, TextError, TokenIds, Tokenizer,
+    runtime::return_freed_memory,
+};
 use muse_service::config::ConfigError;
 
 use crate::EncoderConfig;
@@ -74,6 +77,7 @@ impl Model {
         Runtime::initialise(config.runtime.onnxruntime.as_deref())?;
         let encoder = TextEncoder::open(&bundle, &config.runtime).context("cannot open the text encoder")?;
         let tokenizer = Arc::new(encoder.tokenizer().clone());
+        return_freed_memory();
         Ok(Self {
             bundle,
             encoder,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use muse_engine::{
     Bundle, ConditioningInput, Embedding, Runtime, SessionOptions, StageModel, pixels::PixelsError,
-    stage::OnnxStage,
+    runtime::return_freed_memory, stage::OnnxStage,
 };
 use muse_service::config::ConfigError;
 use tracing::{info, warn};
@@ -65,6 +65,7 @@ pub fn load(config: &WorkerConfig) -> anyhow::Result<Loaded<OnnxStage>> {
     let (curve, row_budget) = measure(&mut model, &bundle, config)?;
     // Warm-up went beyond the row budget.
     model.release_memory(&bundle)?;
+    return_freed_memory();
     metrics::gauge!("muse_worker_provider", "stage" => config.stage.as_str(), "provider" => provider.as_str()).set(1.0);
     metrics::gauge!("muse_worker_row_budget", "stage" => config.stage.as_str()).set(row_budget as f64);
     info!(

@@ -6,12 +6,13 @@ use tokio::time::Instant;
 
 use super::{
     load::{self, IN_FLIGHT, Pace},
-    served::{Cpu, Fsync, Served},
+    served::{Fsync, Served},
     workers::{Session, Workers},
 };
 use crate::{
     arguments::{Arguments, Settings},
     measure::{milliseconds, say},
+    processor::Cpu,
     report::{Section, Table, Verdict, spread},
     stats::Series,
 };

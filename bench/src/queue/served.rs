@@ -1,13 +1,13 @@
 //! A Valkey and a gateway, real and without workers, and what they cost.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use musectl::cluster::{ClusterOptions, LocalCluster, Override};
 use redis::aio::MultiplexedConnection;
 
 use super::load::Client;
-use crate::arguments::Arguments;
+use crate::{arguments::Arguments, processor::Cpu};
 
 /// Over the defaults. Deeper than a gateway takes by default; and the server's mode is changed while it runs, so that the
 /// gateway must not insist on the stricter one.
@@ -32,13 +32,6 @@ impl Fsync {
             Self::Always => "always",
         }
     }
-}
-
-/// Time on a processor so far.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Cpu {
-    pub(super) server: Duration,
-    pub(super) gateway: Duration,
 }
 
 /// See the module.
@@ -101,19 +94,7 @@ impl Served {
     }
 
     pub(super) fn cpu(&self) -> anyhow::Result<Cpu> {
-        Ok(Cpu {
-            server: on_processor(self.cluster.pid("valkey")?)?,
-            gateway: on_processor(self.cluster.pid("gateway-0")?)?,
-        })
-    }
-}
-
-impl Cpu {
-    pub(super) fn since(&self, earlier: &Self) -> Self {
-        Self {
-            server: self.server.saturating_sub(earlier.server),
-            gateway: self.gateway.saturating_sub(earlier.gateway),
-        }
+        Cpu::of(&self.cluster)
     }
 }
 
@@ -121,17 +102,4 @@ async fn set(redis: &mut MultiplexedConnection, name: &str, value: &str) -> anyh
     let mut command = redis::cmd("CONFIG");
     command.arg("SET").arg(name).arg(value);
     Ok(command.query_async(redis).await?)
-}
-
-/// Of all threads that a process has now. Neither Valkey nor a gateway ends threads while it works.
-fn on_processor(pid: u32) -> anyhow::Result<Duration> {
-    let mut nanoseconds = 0;
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else {
-            continue;
-        };
-        let first = text.split_whitespace().next().context("an empty schedstat")?;
-        nanoseconds += first.parse::<u64>()?;
-    }
-    Ok(Duration::from_nanos(nanoseconds))
 }

@@ -2,6 +2,7 @@
 
 mod binding;
 mod cuda;
+mod heap;
 mod lanes;
 mod library;
 mod native;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 
 pub(crate) use binding::Input;
 pub use cuda::{ArenaGrowth, ConvolutionSearch, CudaOptions};
+pub use heap::return_freed_memory;
 pub(crate) use lanes::LaneThreads;
 pub use lanes::Lanes;
 pub use library::Runtime;

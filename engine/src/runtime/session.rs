@@ -168,11 +168,11 @@ impl Session {
             .store(self.provider == Provider::Cpu, Ordering::Relaxed);
     }
 
-    /// Runs the graph and hands the outputs to `read`.
-    pub(crate) fn run<T, E: From<RuntimeError>>(
-        &self,
+    /// Runs the graph and hands the outputs to `read`, which may keep them.
+    pub(crate) fn run<'run, T, E: From<RuntimeError>>(
+        &'run self,
         inputs: &[Input<'_>],
-        read: impl FnOnce(Outputs<'_>) -> Result<T, E>,
+        read: impl FnOnce(Outputs<'run>) -> Result<T, E>,
     ) -> Result<T, E> {
         let ort_failed = |error: ort::Error| self.failed(one_line(error.message()));
         let mut options = RunOptions::new().map_err(ort_failed)?;

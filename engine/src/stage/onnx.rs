@@ -90,7 +90,7 @@ impl OnnxStage {
         self.step
             .push(&mut inputs, 0, &vec![largest; positions], &everywhere);
         self.step.join(&mut inputs, made.iter())?;
-        self.step.run(&inputs, |_| Ok(())).map_err(|error| {
+        self.step.run(&inputs).map(drop).map_err(|error| {
             let what = format!(
                 "the id {largest}, the largest that {}.vocab_size allows",
                 self.spec.stage

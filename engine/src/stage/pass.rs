@@ -1,10 +1,11 @@
 //! A pass: its rows divided into parts, each computed and sampled by a lane.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::conditioning::Conditioning;
 use super::parts::{Share, divide};
-use super::step_graph::{LogitsForm, StepGraph, StepInputs};
+use super::step_graph::{LogitsForm, StepGraph, StepInputs, StepLogits};
 use super::{InputError, RowFailure, StageError};
 use crate::row::{Logits, Row, StepError};
 use crate::runtime::{LaneThreads, Lanes};
@@ -51,15 +52,24 @@ struct Part<'pass> {
     sizes: Vec<usize>,
     /// The rows that lie in this part alone, in order. They take their step here.
     rows: Vec<&'pass mut Row>,
-    outcome: Result<Sampled, StageError>,
+    outcome: Result<Sampled<'pass>, StageError>,
 }
 
 /// What became of a part's logits.
 #[derive(Default)]
-struct Sampled {
+struct Sampled<'pass> {
     failures: Vec<RowFailure>,
-    /// Logits of rows that lie in another part too: the row, and whether they are its unconditional ones.
-    halves: Vec<(usize, bool, Vec<f32>)>,
+    /// Of rows that lie in another part too.
+    halves: Vec<Half>,
+    /// Kept for the halves.
+    logits: Option<StepLogits<'pass>>,
+}
+
+/// Which of a part's logits are half of a row's.
+struct Half {
+    row: usize,
+    unconditional: bool,
+    range: Range<usize>,
 }
 
 // === impl Passes ===
@@ -91,22 +101,13 @@ impl Passes {
 
         threads.each(&mut parts, |part| part.run(step, samplers));
 
-        let mut failures = Vec::new();
-        let mut halves = Vec::new();
-        let mut fault = None;
-        for part in parts {
-            match part.outcome {
-                Ok(sampled) => {
-                    failures.extend(sampled.failures);
-                    halves.extend(sampled.halves);
-                }
-                Err(error) => fault = fault.or(Some(error)),
-            }
-        }
-        if let Some(fault) = fault {
-            return Err(fault);
-        }
-        failures.extend(join(divided, &halves, step.form(), &mut self.scratch));
+        let outcomes = parts.into_iter().map(|part| part.outcome);
+        let mut sampled = outcomes.collect::<Result<Vec<Sampled<'_>>, StageError>>()?;
+        let mut failures: Vec<RowFailure> = sampled
+            .iter_mut()
+            .flat_map(|part| part.failures.drain(..))
+            .collect();
+        failures.extend(join(divided, &sampled, step.form(), &mut self.scratch));
         if failures.is_empty() {
             return Ok(());
         }
@@ -133,20 +134,16 @@ fn share_out<'pass>(parts: &mut [Part<'pass>], rows: &'pass mut [&mut Row]) -> V
     divided
 }
 
-/// Has the rows that lie in two parts take their step, with the `halves` of their logits.
+/// Has the rows that lie in two parts take their step, with the halves of their logits.
 fn join(
     divided: Vec<(usize, &mut Row)>,
-    halves: &[(usize, bool, Vec<f32>)],
+    parts: &[Sampled<'_>],
     form: LogitsForm,
     scratch: &mut Scratch,
 ) -> Vec<RowFailure> {
     let find = |index, unconditional| {
-        let own = |half: &&(usize, bool, Vec<f32>)| (half.0, half.1) == (index, unconditional);
-        halves
-            .iter()
-            .find(own)
-            .map(|(_, _, logits)| form.view(logits))
-            .ok_or(StepError::TooFewLogits)
+        let own = parts.iter().find_map(|part| part.half(index, unconditional));
+        own.map(|logits| form.view(logits)).ok_or(StepError::TooFewLogits)
     };
     let step = |index, row: &mut Row, scratch: &mut Scratch| {
         row.advance(find(index, false)?, Some(find(index, true)?), scratch)
@@ -158,6 +155,17 @@ fn join(
             Some(RowFailure { row, error })
         })
         .collect()
+}
+
+// === impl Sampled ===
+
+impl Sampled<'_> {
+    /// The logits of a row's conditional or unconditional half, if they are here.
+    fn half(&self, row: usize, unconditional: bool) -> Option<&[f32]> {
+        let own = |half: &&Half| (half.row, half.unconditional) == (row, unconditional);
+        let half = self.halves.iter().find(own)?;
+        self.logits.as_ref()?.values().ok()?.get(half.range.clone())
+    }
 }
 
 // === impl Part ===
@@ -196,52 +204,58 @@ impl<'pass> Part<'pass> {
     }
 
     /// Computes the part; its own rows take their step, a share of them in each of `samplers`.
-    fn run(&mut self, step: &StepGraph, samplers: &LaneThreads) {
+    fn run(&mut self, step: &'pass StepGraph, samplers: &LaneThreads) {
+        self.outcome = self.compute(step, samplers);
+    }
+
+    fn compute(
+        &mut self,
+        step: &'pass StepGraph,
+        samplers: &LaneThreads,
+    ) -> Result<Sampled<'pass>, StageError> {
         let form = step.form();
-        let Part {
-            buffers,
-            shares,
-            sizes,
-            rows,
-            outcome,
-        } = self;
-        let Buffers { inputs, scratches } = &mut **buffers;
-        *outcome = step.run(inputs, |logits| {
-            let (mut first, mut second) = logits.split_at(sizes.iter().sum::<usize>().min(logits.len()));
-            let mut rows = rows.iter_mut();
-            let mut sampled = Sampled::default();
-            let mut drawings = Vec::with_capacity(shares.len());
-            for (share, size) in shares.iter().zip(sizes.iter().copied()) {
-                if !share.whole {
-                    let (own, rest) = first.split_at(size.min(first.len()));
-                    first = rest;
-                    sampled
-                        .halves
-                        .push((share.row, share.unconditional, own.to_vec()));
-                    continue;
-                }
-                let conditional = form.take(&mut first, size);
-                let unconditional = if share.has_both() {
-                    form.take(&mut second, size)
-                } else {
-                    None
-                };
-                match rows.next() {
-                    Some(row) => drawings.push(Drawing {
-                        index: share.row,
-                        row,
-                        conditional,
-                        unconditional,
-                    }),
-                    None => sampled.failures.push(RowFailure {
-                        row: share.row,
-                        error: StepError::TooFewLogits,
-                    }),
-                }
+        let Buffers { inputs, scratches } = &mut *self.buffers;
+        let logits = step.run(inputs)?;
+        let values = logits.values()?;
+        let all_first = self.sizes.iter().sum::<usize>().min(values.len());
+        let (mut first, mut second) = values.split_at(all_first);
+        let mut rows = self.rows.iter_mut();
+        let mut sampled = Sampled::default();
+        let mut drawings = Vec::with_capacity(self.shares.len());
+        for (share, size) in self.shares.iter().zip(self.sizes.iter().copied()) {
+            if !share.whole {
+                let start = all_first - first.len();
+                let (own, rest) = first.split_at(size.min(first.len()));
+                first = rest;
+                sampled.halves.push(Half {
+                    row: share.row,
+                    unconditional: share.unconditional,
+                    range: start..start + own.len(),
+                });
+                continue;
             }
-            sampled.failures.extend(draw(drawings, scratches, samplers));
-            Ok(sampled)
-        });
+            let conditional = form.take(&mut first, size);
+            let unconditional = if share.has_both() {
+                form.take(&mut second, size)
+            } else {
+                None
+            };
+            match rows.next() {
+                Some(row) => drawings.push(Drawing {
+                    index: share.row,
+                    row,
+                    conditional,
+                    unconditional,
+                }),
+                None => sampled.failures.push(RowFailure {
+                    row: share.row,
+                    error: StepError::TooFewLogits,
+                }),
+            }
+        }
+        sampled.failures.extend(draw(drawings, scratches, samplers));
+        sampled.logits = Some(logits).filter(|_| !sampled.halves.is_empty());
+        Ok(sampled)
     }
 }
 

@@ -9,11 +9,12 @@ use crate::bundle::{Bundle, StageSpec};
 use crate::row::{Logits, Row};
 use crate::runtime::signature::{Dimension, Signature, TensorSignature};
 use crate::runtime::{
-    DeviceRows, Element, Input, Provider, RowGatherer, RuntimeError, Session, SessionOptions,
+    DeviceRows, Element, Input, Outputs, Provider, RowGatherer, RuntimeError, Session, SessionOptions,
 };
 
 const GRIDS: &str = "grids";
 const POSITIONS: &str = "positions";
+const LOGITS: &str = "logits";
 
 /// The graph, opened. The lanes of a stage run it side by side, each with inputs of its own.
 #[derive(Debug)]
@@ -42,6 +43,13 @@ pub(super) struct StepInputs {
     joined: JoinedConditioning,
     /// In its place where the device joins it.
     on_device: DeviceConditioning,
+}
+
+/// The logits of a run, where ONNX Runtime has put them.
+pub(super) struct StepLogits<'run> {
+    outputs: Outputs<'run>,
+    /// As a [`LogitsForm`] tells them apart.
+    shape: Vec<usize>,
 }
 
 /// How a pass's logits lie.
@@ -151,12 +159,8 @@ impl StepGraph {
         }
     }
 
-    /// Computes the rows that were pushed and joined, and hands their logits to `read`.
-    pub(super) fn run<T>(
-        &self,
-        inputs: &StepInputs,
-        read: impl FnOnce(&[f32]) -> Result<T, StageError>,
-    ) -> Result<T, StageError> {
+    /// Computes the rows that were pushed and joined.
+    pub(super) fn run(&self, inputs: &StepInputs) -> Result<StepLogits<'_>, StageError> {
         let LogitsForm {
             positions,
             width,
@@ -179,11 +183,24 @@ impl StepGraph {
         for (name, tensor) in self.conditioning.iter().zip(inputs.joined.tensors()) {
             values.push(input(name, tensor)?);
         }
-        let packed_shape = [wanted, width];
-        let whole_shape = [inputs.rows, positions, width];
-        let shape: &[usize] = if packed { &packed_shape } else { &whole_shape };
-        self.session
-            .run(&values, |outputs| read(outputs.f32("logits", shape)?))
+        let shape = if packed {
+            vec![wanted, width]
+        } else {
+            vec![inputs.rows, positions, width]
+        };
+        self.session.run(&values, |outputs| {
+            outputs.f32(LOGITS, &shape)?;
+            Ok(StepLogits { outputs, shape })
+        })
+    }
+}
+
+// === impl StepLogits ===
+
+impl StepLogits<'_> {
+    /// All of them.
+    pub(super) fn values(&self) -> Result<&[f32], RuntimeError> {
+        self.outputs.f32(LOGITS, &self.shape)
     }
 }
 
@@ -257,6 +274,6 @@ fn signature(form: LogitsForm, shares_grids: bool, conditioning: &[TensorSignatu
     };
     Signature {
         inputs,
-        outputs: Some(vec![TensorSignature::new("logits", Element::F32, logits)]),
+        outputs: Some(vec![TensorSignature::new(LOGITS, Element::F32, logits)]),
     }
 }
