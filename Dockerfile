@@ -60,7 +60,8 @@ USER 10001:10001
 
 FROM base AS base-onnxruntime
 COPY --from=onnxruntime /src/.deps/onnxruntime /opt/onnxruntime
-ENV MUSE__RUNTIME__ONNXRUNTIME=/opt/onnxruntime/libonnxruntime.so
+# The second: memory that rare work took goes back to the system (docs/operations.md, Memory).
+ENV MUSE__RUNTIME__ONNXRUNTIME=/opt/onnxruntime/libonnxruntime.so MALLOC_TRIM_THRESHOLD_=131072
 
 # CUDA 13 and cuDNN 9, as requirements-cuda.txt wants; the driver comes from the node. TensorRT's own libraries are not in
 # it: for `providers = ["tensorrt"]` take an image of NVIDIA's that has them as this base.
@@ -68,7 +69,8 @@ FROM nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04 AS base-cuda
 COPY --from=certificates /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY LICENSE NOTICE /usr/share/doc/muse/
 COPY --from=onnxruntime-cuda /src/onnxruntime /opt/onnxruntime
-ENV MUSE__RUNTIME__ONNXRUNTIME=/opt/onnxruntime/libonnxruntime.so
+# The second: memory that rare work took goes back to the system (docs/operations.md, Memory).
+ENV MUSE__RUNTIME__ONNXRUNTIME=/opt/onnxruntime/libonnxruntime.so MALLOC_TRIM_THRESHOLD_=131072
 USER 10001:10001
 
 # === the images ===

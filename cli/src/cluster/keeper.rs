@@ -168,6 +168,11 @@ impl Keeper {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr);
+        for (name, value) in self.plan.environment {
+            if std::env::var_os(name).is_none() {
+                command.env(name, value);
+            }
+        }
         let mut child = self.spawner.spawn(command).await?;
         let stdout = child.stdout.take();
         Ok((child, stdout))

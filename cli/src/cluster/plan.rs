@@ -14,6 +14,10 @@ use super::{
     configuration::Configuration, directory::StateDirectory, error::ClusterError, options::ClusterOptions,
 };
 
+/// Has glibc give freed memory back to the system, where its own rule would keep what rare work needs, above all decoding
+/// pixels: about as much as the weights. docs/operations.md tells operators to set it.
+const GIVE_BACK: (&str, &str) = ("MALLOC_TRIM_THRESHOLD_", "131072");
+
 /// On a machine of at most so many CPUs a service has one thread for calls and messages: passes want the cores, and each
 /// thread that is woken takes one away from them for a moment.
 const FEW_CPUS: usize = 4;
@@ -24,6 +28,8 @@ pub(super) struct PartPlan {
     pub(super) name: String,
     pub(super) program: PathBuf,
     pub(super) arguments: Vec<OsString>,
+    /// Set for it, unless they are set already.
+    pub(super) environment: &'static [(&'static str, &'static str)],
     /// Written before each start.
     pub(super) configuration: Option<Configuration>,
     pub(super) ready: Ready,
@@ -84,6 +90,7 @@ impl<'a> Planner<'a> {
         Ok(PartPlan {
             program: self.options.programs.redis_server.clone(),
             arguments: vec![path.into()],
+            environment: &[],
             configuration: None,
             ready: Ready::Ping(self.socket.clone()),
             log: self.directory.log(&name),
@@ -173,9 +180,11 @@ impl<'a> Planner<'a> {
         }
         let path = self.directory.configuration(&format!("{name}.toml"));
         let configuration = Configuration::new(path, table, &self.options.overrides, roles);
+        let opens_graphs = roles.iter().any(|role| ["encoder", "worker"].contains(role));
         PartPlan {
             program: program.to_owned(),
             arguments: vec!["--config".into(), configuration.path().into()],
+            environment: if opens_graphs { &[GIVE_BACK] } else { &[] },
             configuration: Some(configuration),
             ready: Ready::Announced,
             log: self.directory.log(&name),
@@ -214,4 +223,36 @@ fn valkey_configuration(socket: &Path, data: &Path) -> String {
         socket.display(),
         data.display()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Programs;
+
+    #[test]
+    fn what_opens_graphs_gives_memory_back_and_nothing_else_is_told_to() {
+        let nowhere = PathBuf::from("/nowhere");
+        let programs = Programs {
+            guard: nowhere.clone(),
+            gateway: nowhere.clone(),
+            encoder: nowhere.clone(),
+            worker: nowhere.clone(),
+            redis_server: nowhere.clone(),
+            onnxruntime: nowhere,
+        };
+        let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/bundles/tiny");
+        let options = ClusterOptions::new(bundle, programs);
+        let directory = Arc::new(StateDirectory::open(None).unwrap());
+        let planner = Planner::new(&options, directory).unwrap();
+        let mut parts = vec![planner.valkey().unwrap()];
+        parts.extend(planner.front().unwrap());
+        parts.extend(planner.workers(&[], &[]).unwrap());
+        let told: Vec<&str> = parts
+            .iter()
+            .filter(|part| part.environment.contains(&GIVE_BACK))
+            .map(|part| part.name.as_str())
+            .collect();
+        assert_eq!(told, ["encoder-0", "base-0", "superres-0"]);
+    }
 }

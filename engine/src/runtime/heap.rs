@@ -7,9 +7,6 @@
 
 /// Gives memory that the process has freed, but its allocator kept, back to the system: opening a graph takes about as much
 /// as the graph for a moment. With glibc; other allocators have rules of their own, and nothing happens.
-///
-/// Once after opening, and not always (`MALLOC_TRIM_THRESHOLD_`): what jobs take and free again would go to the system and
-/// come back, a page fault at a time, in the middle of passes.
 pub fn return_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
