@@ -70,6 +70,7 @@ where
 {
     let config: T = config::load(args.config.as_deref())?;
     config.validate()?;
+    config.process().validate()?;
     if args.check {
         print!("{}", config::check(&config)?);
         return Ok(());
@@ -129,6 +130,17 @@ mod tests {
     fn a_failure_is_one_line_with_its_causes() {
         let error = anyhow::anyhow!("no such\nprovider").context("cannot start");
         assert_eq!(one_line(&error), "cannot start: no such provider");
+    }
+
+    #[test]
+    fn more_threads_than_a_system_has_are_refused() {
+        let process = |threads| config::Process { cpus: None, threads };
+        assert!(process(config::Process::MOST_THREADS).validate().is_ok());
+        let refused = process(1_000_000).validate().unwrap_err().to_string();
+        assert!(
+            refused.contains("process.threads") && refused.contains("1024"),
+            "{refused}"
+        );
     }
 
     #[tokio::test]

@@ -10,8 +10,8 @@ use muse_gateway::{
 use muse_proto::v1::JobState;
 
 use crate::{
-    harness::{BASE, SUPERRES, claim, complete_base, job, queue, state, submit},
-    support::{redis_server::RedisServer, soon, until},
+    harness::{BASE, SUPERRES, claim, complete_base, hear, job, queue, state, submit},
+    support::{redis_server::RedisServer, soon},
 };
 
 /// Often enough for those who ask to come too early once, if they could.
@@ -21,15 +21,7 @@ const ROUNDS: usize = 100;
 /// connection.
 async fn deaf(server: &RedisServer, queue: Queue) -> (Queue, Bells) {
     let bells = Bells::listen(queue.redis(), vec!["other:".to_owned()]);
-    let mut revocations = bells.revocations("worker");
-    until("a listener", async || {
-        let heard: u64 = server
-            .ask(&["PUBLISH", "other:rev", "worker job nonce cancelled"])
-            .await;
-        (heard > 0).then_some(())
-    })
-    .await;
-    soon("the revocation", revocations.next()).await;
+    hear(server, &bells, "other:").await;
     (queue.telling(&bells), bells)
 }
 

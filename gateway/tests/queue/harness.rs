@@ -2,7 +2,7 @@
 
 use muse_gateway::{
     config::{self, Durability},
-    connection::{Redis, StartupError},
+    connection::{Bells, Redis, StartupError},
     jobs::{JobId, Nonce},
     queue::{Beat, Grant, NewJob, Queue, Reported, StageResult, Submission},
 };
@@ -10,7 +10,7 @@ use muse_proto::v1::{GenerationRequest, JobErrorReason, JobState, Stage};
 use muse_service::Tenant;
 use prost::Message as _;
 
-use crate::support::redis_server::RedisServer;
+use crate::support::{redis_server::RedisServer, soon, until};
 
 pub const BASE: (&str, &str) = ("tiny", "base");
 pub const SUPERRES: (&str, &str) = ("tiny", "superres");
@@ -31,6 +31,20 @@ pub async fn queue_with(server: &RedisServer, config: config::Queue) -> Queue {
 
 pub async fn queue(server: &RedisServer) -> Queue {
     queue_with(server, config::Queue::default()).await
+}
+
+/// Returns when `bells` hear what is rung under `prefix`: everything rings once when they get their connection.
+pub async fn hear(server: &RedisServer, bells: &Bells, prefix: &str) {
+    let mut revocations = bells.revocations("worker");
+    let channel = format!("{prefix}rev");
+    until("a listener", async || {
+        let heard: u64 = server
+            .ask(&["PUBLISH", &channel, "worker job nonce cancelled"])
+            .await;
+        (heard > 0).then_some(())
+    })
+    .await;
+    soon("the revocation", revocations.next()).await;
 }
 
 pub fn job() -> NewJob {

@@ -15,7 +15,7 @@ use muse_proto::v1::{Job, JobState};
 use muse_service::{Shutdown, Tenant};
 
 use crate::{
-    harness::{BASE, ERROR, SUPERRES, beat, claim, claim_one, complete_base, job, queue, submit},
+    harness::{BASE, ERROR, SUPERRES, beat, claim, claim_one, complete_base, hear, job, queue, submit},
     support::{redis_server::RedisServer, soon, until},
 };
 
@@ -27,15 +27,7 @@ type Told = Result<(News, Option<Record>), Error>;
 /// With bells that have their connection: everything rings once when they get it.
 async fn watcher(server: &RedisServer, queue: &Queue, settle_ms: u64) -> Watcher {
     let bells = Bells::listen(queue.redis(), queue.keys().channels());
-    let mut revocations = bells.revocations("worker");
-    until("a listener", async || {
-        let heard: u64 = server
-            .ask(&["PUBLISH", "muse:{s0}:rev", "worker job nonce cancelled"])
-            .await;
-        (heard > 0).then_some(())
-    })
-    .await;
-    soon("the revocation", revocations.next()).await;
+    hear(server, &bells, "muse:{s0}:").await;
     let config = config::Watch {
         reread_ms: NEVER_MS,
         settle_ms,

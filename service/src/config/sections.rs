@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::ConfigError;
 use crate::Cpus;
 
 /// Logs and traces.
@@ -92,8 +93,26 @@ pub struct Process {
     /// CPUs that it stays on, such as `0-15,32`, or `node:0`: those of a NUMA node. Absent: all that it is started with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<Cpus>,
-    /// Threads for calls and messages; those that compute are apart (`runtime.threads`). 0: as many as there are CPUs.
+    /// Threads for calls and messages, at most [`Process::MOST_THREADS`]; those that compute are apart (`runtime.threads`). 0:
+    /// as many as there are CPUs.
     pub threads: usize,
+}
+
+impl Process {
+    /// More than any machine has use for; far more, and the system would refuse them in the middle of the start.
+    pub const MOST_THREADS: usize = 1024;
+
+    /// Checks what the type does not.
+    ///
+    /// # Errors
+    /// The key, and what it may be.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.threads > Self::MOST_THREADS {
+            let reason = format!("must be at most {}, it is {}", Self::MOST_THREADS, self.threads);
+            return Err(ConfigError::invalid("process.threads", reason));
+        }
+        Ok(())
+    }
 }
 
 /// Calls to another service.
