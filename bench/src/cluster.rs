@@ -200,6 +200,23 @@ pub(crate) async fn passes_of(cluster: &LocalCluster, stages: &[Stage]) -> anyho
     Ok(passes)
 }
 
+/// How often each worker has given memory back.
+pub(crate) async fn rests(cluster: &LocalCluster) -> anyhow::Result<BTreeMap<String, f64>> {
+    let mut rests = BTreeMap::new();
+    for (part, url) in cluster.ops_endpoints() {
+        if [Stage::Base, Stage::Superres]
+            .iter()
+            .any(|stage| part.starts_with(&format!("{stage}-")))
+        {
+            let text = metrics(&url)
+                .await
+                .with_context(|| format!("cannot read the metrics of {part}"))?;
+            rests.insert(part, sum(&text, "muse_memory_releases_total"));
+        }
+    }
+    Ok(rests)
+}
+
 async fn metrics(url: &str) -> anyhow::Result<String> {
     let address = url.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).await?;

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -26,6 +27,10 @@ use crate::{
 const OVER_WEIGHTS: f64 = 1.30;
 /// What counts as flat: the last sample over that after a tenth of the jobs.
 const FLAT: f64 = 1.05;
+/// Workers that do not rest for so long never will.
+const REST_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks whether they do.
+const LOOK: Duration = Duration::from_millis(100);
 /// Samples, after which the cluster is idle for a moment.
 const SAMPLES: usize = 20;
 /// Of those, the last ones tell how much is held at the end, with a spread.
@@ -55,9 +60,9 @@ pub(crate) async fn measure(arguments: &Arguments, bundle: &Bundle, jobs: usize)
             request(&Order::numbered(index % 64), index)
         })
         .await?;
-        let sample = sample(&cluster)?;
+        let (busy, rested) = (sample(&cluster)?, rested(&cluster).await?);
         cluster.stop().await;
-        sample
+        (busy, rested)
     };
 
     say(&format!("memory over {jobs} jobs"));
@@ -80,9 +85,11 @@ pub(crate) async fn measure(arguments: &Arguments, bundle: &Bundle, jobs: usize)
         peaks.extend(greatest(cluster.pid(part)?).map(|bytes| (part.to_owned(), bytes)));
     }
     let budgets = cluster::row_budgets(&cluster).await?;
+    let rested = rested(&cluster).await?;
     cluster.stop().await;
     Seen {
         samples,
+        rested,
         peaks,
         without_weights,
         budgets,
@@ -148,12 +155,33 @@ fn sample(cluster: &LocalCluster) -> anyhow::Result<Sample> {
         .collect()
 }
 
+/// A look once all workers rest (`batcher.rest_after_ms`), which they do because there are no jobs from now on.
+async fn rested(cluster: &LocalCluster) -> anyhow::Result<Sample> {
+    let before = cluster::rests(cluster).await?;
+    let begun = Instant::now();
+    loop {
+        let now = cluster::rests(cluster).await?;
+        if now.iter().all(|(part, rests)| Some(rests) > before.get(part)) {
+            return sample(cluster);
+        }
+        anyhow::ensure!(
+            begun.elapsed() < REST_PATIENCE,
+            "workers do not rest within {} s: {now:?}",
+            REST_PATIENCE.as_secs()
+        );
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// What was measured.
 struct Seen {
     /// Jobs done by then.
     samples: Vec<(usize, Sample)>,
+    /// After the last of them, at rest.
+    rested: Sample,
     peaks: BTreeMap<String, u64>,
-    without_weights: Sample,
+    /// Right after jobs, and at rest.
+    without_weights: (Sample, Sample),
     budgets: BTreeMap<Stage, usize>,
 }
 
@@ -188,21 +216,26 @@ impl Seen {
             "anonymous before the first job / weights",
             "anonymous after / weights",
             "less the process",
+            "at rest, less the process",
         ]);
         for spec in bundle.stages() {
             let (stage, part) = (spec.stage, format!("{}-0", spec.stage));
             let own = weights::of_worker(bundle, stage)?;
-            let (Some(before), Some(after), Some(process)) =
-                (first.get(&part), last.get(&part), self.without_weights.get(&part))
-            else {
+            let (Some(before), Some(after)) = (first.get(&part), last.get(&part)) else {
                 continue;
             };
             // The tiny bundle's weights are no part of the process.
-            let constant = process.anonymous.saturating_sub(weights::of_worker(tiny, stage)?);
+            let tiny = weights::of_worker(tiny, stage)?;
+            let process = |sample: &Sample| Some(sample.get(&part)?.anonymous.saturating_sub(tiny));
+            let constant = process(&self.without_weights.0).context(measured)?;
             let ratio = |bytes: u64| bytes as f64 / own.max(1) as f64;
             let less = self.at_the_end(&part, |resident| {
                 ratio(resident.anonymous.saturating_sub(constant))
             })?;
+            let constant_at_rest = process(&self.without_weights.1).context(measured)?;
+            let rested = self.rested.get(&part).context(measured)?;
+            let at_rest =
+                Series::new([ratio(rested.anonymous.saturating_sub(constant_at_rest))]).context(measured)?;
             over.row([
                 part.clone(),
                 format!("{:.1}", mebibytes(own)),
@@ -210,10 +243,16 @@ impl Seen {
                 format!("{:.2}", ratio(before.anonymous)),
                 format!("{:.2}", ratio(after.anonymous)),
                 spread(&less, 2),
+                spread(&at_rest, 2),
             ]);
             verdicts.push(Verdict::at_most(
                 format!("memory of a {stage} worker, less a process without weights / its weights"),
                 &less,
+                OVER_WEIGHTS,
+            ));
+            verdicts.push(Verdict::at_most(
+                format!("memory of a {stage} worker at rest, less a process without weights / its weights"),
+                &at_rest,
                 OVER_WEIGHTS,
             ));
         }
@@ -252,6 +291,14 @@ impl Seen {
             });
             table.row([done.to_string()].into_iter().chain(cells));
         }
+        let cells = self.rested.values().map(|resident| {
+            format!(
+                "{:.1} ({:.1})",
+                mebibytes(resident.all),
+                mebibytes(resident.anonymous)
+            )
+        });
+        table.row(["at rest".to_owned()].into_iter().chain(cells));
         let shares = self.samples.last().map(|(_, sample)| sample);
         let cells = shares.into_iter().flat_map(BTreeMap::values);
         table.row(
@@ -284,7 +331,7 @@ impl Seen {
             "{jobs} jobs of {CLIENTS} clients through a cluster of real processes: 1 to 3 pictures, base steps 1 to 3, super-resolution \
              steps 1 or 2, with and without guidance, so that passes of every size up to the row budget ({}) come by. Every {} jobs the \
              clients stop, and `/proc/PID/smaps_rollup` is read: resident pages, and of those the anonymous ones, which no file is \
-             behind. Caches of embeddings are bounded to 1 MiB here so that they are full early and turn over; by default they grow to 32 MiB \
+             behind. *At rest* is once a worker had no job for `batcher.rest_after_ms` and has given back what only work needs. Caches of embeddings are bounded to 1 MiB here so that they are full early and turn over; by default they grow to 32 MiB \
              in a worker and more in an encoder (`encoder.cache_bytes`, `cache.max_bytes`). Valkey keeps what is done for \
              `queue.keep_done_seconds`, a day: {kept:.1} KiB a job with its pictures, so it grows by design and has no verdict. \
              A worker's weights are the initializers of the graphs that it opens, in f32 where the file stores fewer bits and they are widened \
@@ -358,14 +405,22 @@ mod tests {
                 (900, sample(22 * weights)),
                 (1000, sample(22 * weights)),
             ],
+            rested: sample(21 * weights),
             peaks: BTreeMap::new(),
-            without_weights: sample(21 * weights),
+            without_weights: (sample(21 * weights), sample(19 * weights)),
             budgets: BTreeMap::new(),
         };
         let section = seen.section(&bundle, &bundle).unwrap();
         let medians: Vec<f64> = section.verdicts.iter().map(|verdict| verdict.median).collect();
-        // 22 / 20; and of 22, 20 are the process.
-        assert_eq!(medians.len(), 2, "{:?}", section.verdicts);
-        assert!((medians[0] - 1.1).abs() < 1e-9 && (medians[1] - 2.0).abs() < 1e-9);
+        // 22 / 20; of 22, 20 are the process; at rest 18 of 21 are.
+        assert_eq!(medians.len(), 3, "{:?}", section.verdicts);
+        let expected = [1.1, 2.0, 3.0];
+        assert!(
+            medians
+                .iter()
+                .zip(expected)
+                .all(|(found, wanted)| (found - wanted).abs() < 1e-9),
+            "{medians:?}"
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use muse_engine::{
     Bundle, Embedding, Provider, Runtime, TextEncoder, TextError, TokenIds, Tokenizer,
-    runtime::return_freed_memory,
+    runtime::release_memory,
 };
 use muse_service::config::ConfigError;
 
@@ -77,7 +77,8 @@ impl Model {
         Runtime::initialise(config.runtime.onnxruntime.as_deref())?;
         let encoder = TextEncoder::open(&bundle, &config.runtime).context("cannot open the text encoder")?;
         let tokenizer = Arc::new(encoder.tokenizer().clone());
-        return_freed_memory();
+        // What opening took.
+        release_memory().context("cannot give memory back")?;
         Ok(Self {
             bundle,
             encoder,

@@ -69,7 +69,7 @@ impl ImageDecoder {
             inputs: vec![TensorSignature::new("tokens", Element::I64, tokens)],
             outputs: Some(vec![TensorSignature::new("image", Element::F32, image)]),
         };
-        let session = Session::open(bundle, file, options)?.shrinking();
+        let session = Session::open(bundle, file, options)?;
         session.check(bundle, &signature)?;
         Ok(ImageDecoder {
             session,

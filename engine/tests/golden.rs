@@ -243,7 +243,7 @@ fn compare(file: &str) -> usize {
             assert_eq!(row.tokens(), case.tokens, "tokens of {}", case.name);
         }
         // What is given back between passes changes no result.
-        model.release_memory(&bundle).unwrap();
+        model.release_memory().unwrap();
         while rows.iter().any(|row| !row.is_done()) {
             let mut pass: Vec<&mut Row> = rows.iter_mut().filter(|row| !row.is_done()).collect();
             model.pass(&mut pass).unwrap();

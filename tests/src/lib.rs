@@ -10,6 +10,7 @@
 pub mod batch;
 pub mod client;
 pub mod harness;
+pub mod metrics;
 pub mod noop;
 pub mod noop_worker;
 pub mod programs;

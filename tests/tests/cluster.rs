@@ -5,15 +5,20 @@
     reason = "a test says what it saw by panicking"
 )]
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs,
+    time::{Duration, Instant},
+};
 
 use muse_proto::v1::{
     GetQueueStatusRequest, JobState, ListModelsRequest, ListWorkersRequest, Stage, admin_client::AdminClient,
     models_client::ModelsClient,
 };
 use muse_tests::{
+    PATIENCE,
     client::{Client, channel},
-    cluster, demo_bundle, logs, options, requests, start, tiny_bundle,
+    cluster, demo_bundle, logs, metrics, options, requests, start, tiny_bundle,
 };
 
 #[tokio::test]
@@ -152,6 +157,31 @@ async fn a_worker_stays_on_its_cpus_with_all_its_threads_and_counts_no_others() 
             "{part}: {names:?}"
         );
     }
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn workers_without_a_job_give_memory_back_and_make_the_same_picture_afterwards() {
+    let mut options = options(tiny_bundle());
+    options
+        .overrides
+        .push("worker.batcher.rest_after_ms=20".parse().expect("an override"));
+    let cluster = start(options).await;
+    let client = Client::new(&cluster.endpoint());
+    let request = requests::text_to_image("a red circle", 3);
+    let before = client.make(request.clone()).await;
+    let begun = Instant::now();
+    for part in ["base-0", "superres-0"] {
+        while metrics::sum(&cluster, part, "muse_memory_releases_total").await < 1.0 {
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{part} does not rest\n{}",
+                logs(&cluster)
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    assert_eq!(client.make(request).await, before, "{}", logs(&cluster));
     cluster.stop().await;
 }
 

@@ -109,6 +109,8 @@ pub struct Batcher {
     pub max_failed_passes: u32,
     /// Most pictures of one job.
     pub max_pictures: u32,
+    /// A shard that had no job for this long gives back memory that only work needs; 0: never.
+    pub rest_after_ms: u64,
 }
 
 /// From tokens to pictures; only the last stage's shards use it.
@@ -192,6 +194,8 @@ impl Default for Batcher {
             deadline_grace_ms: 1_000,
             max_failed_passes: 5,
             max_pictures: 64,
+            // Long against the pauses of a shard that is in use: memory that is given back is taken again page by page.
+            rest_after_ms: 5_000,
         }
     }
 }

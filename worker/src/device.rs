@@ -7,7 +7,7 @@ use std::{sync::Arc, thread, time::Instant};
 
 use muse_engine::{RowState, StageModel};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     batcher::{Batcher, DeviceFault, Event, JobFault, NewJob},
@@ -20,6 +20,7 @@ enum Order {
     Admit(Box<NewJob>, mpsc::Sender<JobEvent>),
     Drop(Ticket),
     Release(Ticket),
+    Rest,
 }
 
 /// What comes of a job. One of the last four ends it.
@@ -110,6 +111,14 @@ impl Device {
     pub async fn release(&self, ticket: Ticket) -> Result<(), Gone> {
         self.orders.send(Order::Release(ticket)).await.map_err(|_| Gone)
     }
+
+    /// Gives memory back that only work needs, unless a job has come meanwhile.
+    ///
+    /// # Errors
+    /// When the thread is gone.
+    pub async fn rest(&self) -> Result<(), Gone> {
+        self.orders.send(Order::Rest).await.map_err(|_| Gone)
+    }
 }
 
 /// The senders of the jobs in the batcher.
@@ -164,6 +173,11 @@ fn obey<M: StageModel>(order: Order, batcher: &mut Batcher<M>, listeners: &mut L
                 end(ticket, JobEvent::Released(rows), listeners);
             }
         }
+        Order::Rest => match batcher.release_memory() {
+            Ok(()) => metrics::counter!("muse_memory_releases_total").increment(1),
+            // Work will tell whether the model is broken.
+            Err(error) => warn!(%error, "memory cannot be given back"),
+        },
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use muse_engine::{
     Bundle, ConditioningInput, Embedding, Runtime, SessionOptions, StageModel, pixels::PixelsError,
-    runtime::return_freed_memory, stage::OnnxStage,
+    stage::OnnxStage,
 };
 use muse_service::config::ConfigError;
 use tracing::{info, warn};
@@ -63,9 +63,8 @@ pub fn load(config: &WorkerConfig) -> anyhow::Result<Loaded<OnnxStage>> {
         warn!(wanted = ?config.runtime.providers, %provider, "the first provider cannot be had; running on a later one");
     }
     let (curve, row_budget) = measure(&mut model, &bundle, config)?;
-    // Warm-up went beyond the row budget.
-    model.release_memory(&bundle)?;
-    return_freed_memory();
+    // Of opening the graphs, and of warm-up, which went beyond the row budget.
+    model.release_memory()?;
     metrics::gauge!("muse_worker_provider", "stage" => config.stage.as_str(), "provider" => provider.as_str()).set(1.0);
     metrics::gauge!("muse_worker_row_budget", "stage" => config.stage.as_str()).set(row_budget as f64);
     info!(

@@ -138,6 +138,7 @@ async fn run_loaded<M: StageModel + 'static>(
 
     let worker_id = format!("{stage}-{}", Uuid::now_v7().simple());
     let (reports, received) = mpsc::channel(limits.max_rows as usize);
+    let rest_after = config.batcher.rest_after_ms;
     let shard = Shard::new(
         Parts {
             worker_id: worker_id.clone(),
@@ -160,6 +161,7 @@ async fn run_loaded<M: StageModel + 'static>(
             board,
         },
         reports,
+        (rest_after > 0).then(|| Duration::from_millis(rest_after)),
     );
     let hello = Hello {
         worker_id: worker_id.clone(),

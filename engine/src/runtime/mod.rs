@@ -2,9 +2,9 @@
 
 mod binding;
 mod cuda;
-mod heap;
 mod lanes;
 mod library;
+mod memory;
 mod native;
 mod opening;
 mod openvino;
@@ -18,10 +18,10 @@ use std::path::PathBuf;
 
 pub(crate) use binding::Input;
 pub use cuda::{ArenaGrowth, ConvolutionSearch, CudaOptions};
-pub use heap::return_freed_memory;
 pub(crate) use lanes::LaneThreads;
 pub use lanes::Lanes;
 pub use library::Runtime;
+pub use memory::release_memory;
 pub use opening::open_graph;
 pub use openvino::{OpenVinoOptions, OpenVinoPrecision};
 pub use options::{SessionOptions, WidenWeights};

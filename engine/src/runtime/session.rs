@@ -1,7 +1,6 @@
 //! One graph, opened on the best provider that can be had.
 
 use std::ffi::CString;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ort::session::{RunOptions, SessionInputValue};
@@ -13,9 +12,6 @@ use super::signature::Signature;
 use super::{Provider, Runtime, RuntimeError, SessionOptions, native, one_line};
 use crate::bundle::{Bundle, BundleError, BundleFault};
 
-/// ONNX Runtime's run option that gives unused blocks of the named devices' arenas back to the system.
-const SHRINK: &str = "memory.enable_memory_arena_shrinkage";
-
 /// An open graph. On the CPU several threads may run it at once; on other providers they take turns.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -23,9 +19,6 @@ pub(crate) struct Session {
     file: String,
     provider: Provider,
     output_names: Vec<CString>,
-    /// Every run gives back what it does not use, or the next one alone does.
-    shrinks_always: bool,
-    shrinks: AtomicBool,
     turns: Turns,
 }
 
@@ -84,8 +77,6 @@ impl Session {
                         file: file.to_owned(),
                         provider: *first,
                         output_names,
-                        shrinks_always: false,
-                        shrinks: AtomicBool::new(false),
                         turns,
                     });
                 }
@@ -154,20 +145,6 @@ impl Session {
         Ok(Input::new(name, Session::view(shape, data)?))
     }
 
-    /// Every run gives the memory that the arena does not use then back to the system, as [`Session::shrink_at_next_run`]: for
-    /// graphs that run rarely and use much. Their time does not change measurably.
-    pub(crate) fn shrinking(mut self) -> Session {
-        self.shrinks_always = self.provider == Provider::Cpu;
-        self
-    }
-
-    /// The next run gives the memory of larger ones before it back to the system. Only on the CPU: memory of a device is
-    /// nobody else's, and is kept.
-    pub(crate) fn shrink_at_next_run(&self) {
-        self.shrinks
-            .store(self.provider == Provider::Cpu, Ordering::Relaxed);
-    }
-
     /// Runs the graph and hands the outputs to `read`, which may keep them.
     pub(crate) fn run<'run, T, E: From<RuntimeError>>(
         &'run self,
@@ -175,10 +152,7 @@ impl Session {
         read: impl FnOnce(Outputs<'run>) -> Result<T, E>,
     ) -> Result<T, E> {
         let ort_failed = |error: ort::Error| self.failed(one_line(error.message()));
-        let mut options = RunOptions::new().map_err(ort_failed)?;
-        if self.shrinks.swap(false, Ordering::Relaxed) || self.shrinks_always {
-            options.set(SHRINK, "cpu:0").map_err(ort_failed)?;
-        }
+        let options = RunOptions::new().map_err(ort_failed)?;
         let run = || -> Result<Vec<DynValue>, RuntimeError> {
             let names =
                 c_strings(inputs.iter().map(|input| input.name)).map_err(|reason| self.failed(reason))?;

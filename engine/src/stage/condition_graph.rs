@@ -31,8 +31,7 @@ impl ConditionGraph {
         low: Option<StageSpec>,
         options: &SessionOptions,
     ) -> Result<ConditionGraph, StageError> {
-        // It runs once for a job, and for super-resolution takes more memory than a step.
-        let session = Session::open(bundle, &spec.condition, options)?.shrinking();
+        let session = Session::open(bundle, &spec.condition, options)?;
         session.check(bundle, &signature(bundle.text(), low.as_ref()))?;
         let outputs = outputs(bundle, spec, session.outputs())?;
         Ok(ConditionGraph {

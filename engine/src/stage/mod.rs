@@ -41,6 +41,12 @@ pub trait StageModel: Send {
     /// done. [`StageError::Rows`] says which rows failed: these are as before, all others have taken their step. After any
     /// other error each row is as before or has taken its step, which [`Row::step`] tells.
     fn pass(&mut self, rows: &mut [&mut Row]) -> Result<(), StageError>;
+
+    /// Gives memory back that conditioning and passes so far needed and the model itself does not. The next ones take what they
+    /// need anew and keep it, so this is for when none is near.
+    fn release_memory(&mut self) -> Result<(), StageError> {
+        Ok(())
+    }
 }
 
 /// Why a stage failed.

@@ -9,7 +9,7 @@ use super::step_graph::{StepGraph, StepInputs};
 use super::{ConditioningInput, StageError, StageModel};
 use crate::bundle::{Bundle, BundleFault, Stage, StageSpec};
 use crate::row::Row;
-use crate::runtime::{LaneThreads, Lanes, Provider, RuntimeError, SessionOptions};
+use crate::runtime::{LaneThreads, Lanes, Provider, RuntimeError, SessionOptions, release_memory};
 
 /// A stage of a bundle, opened.
 #[derive(Debug)]
@@ -103,17 +103,6 @@ impl OnnxStage {
     pub fn provider(&self) -> Provider {
         self.step.provider()
     }
-
-    /// Gives back the memory that larger passes than any to come have used, as those of a warm-up. The next passes take what
-    /// they need, and keep it.
-    ///
-    /// # Errors
-    /// When a graph cannot run any more.
-    pub fn release_memory(&mut self, bundle: &Bundle) -> Result<(), StageError> {
-        self.passes.release_memory();
-        self.step.shrink_at_next_run();
-        self.probe(bundle)
-    }
 }
 
 impl StageModel for OnnxStage {
@@ -147,6 +136,11 @@ impl StageModel for OnnxStage {
             all.extend(made?);
         }
         Ok(all)
+    }
+
+    fn release_memory(&mut self) -> Result<(), StageError> {
+        self.passes = Passes::default();
+        Ok(release_memory()?)
     }
 
     fn pass(&mut self, rows: &mut [&mut Row]) -> Result<(), StageError> {

@@ -75,11 +75,6 @@ struct Half {
 // === impl Passes ===
 
 impl Passes {
-    /// Forgets the inputs of the largest passes so far, the conditioning of their rows above all.
-    pub(super) fn release_memory(&mut self) {
-        *self = Passes::default();
-    }
-
     /// See [`StageModel::pass`](super::StageModel::pass). `threads` compute the parts; each part is drawn by as many as there are
     /// `samplers`.
     pub(super) fn run(

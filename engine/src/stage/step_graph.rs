@@ -116,11 +116,6 @@ impl StepGraph {
         Ok(())
     }
 
-    /// See [`Session::shrink_at_next_run`].
-    pub(super) fn shrink_at_next_run(&self) {
-        self.session.shrink_at_next_run();
-    }
-
     /// How its logits lie.
     pub(super) fn form(&self) -> LogitsForm {
         self.form

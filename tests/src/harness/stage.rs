@@ -8,10 +8,6 @@ use std::{
 
 use musectl::cluster::{LocalCluster, OtherWorkers, Override, Programs, RestartPolicy, Sizes};
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
 
 use super::{
     history::History,
@@ -19,7 +15,7 @@ use super::{
     schedule::{Parts, Promise, REDIS},
     server::{Direct, Wrapped},
 };
-use crate::{programs, start, tiny_bundle};
+use crate::{metrics, programs, start, tiny_bundle};
 
 /// The header in which clients say whose they are, as a proxy in front would.
 pub const TENANT_HEADER: &str = "x-muse-tenant";
@@ -146,19 +142,7 @@ impl Stage {
 
     /// A figure summed over all gateways' metrics.
     pub async fn metric(&self, name: &str) -> f64 {
-        let mut sum = 0.0;
-        for (part, url) in self.cluster.ops_endpoints() {
-            if !part.starts_with("gateway-") {
-                continue;
-            }
-            let text = get(url.trim_start_matches("http://"), "/metrics").await;
-            sum += text
-                .lines()
-                .filter(|line| line.starts_with(name))
-                .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-                .sum::<f64>();
-        }
-        sum
+        metrics::sum(&self.cluster, "gateway-", name).await
     }
 
     /// Takes the workers' own records into the history.
@@ -220,20 +204,4 @@ fn overrides(promise: Promise, proxy: &Path) -> Vec<Override> {
     .iter()
     .map(|text| text.parse().expect("an override"))
     .collect()
-}
-
-/// The body of an answer; empty when there is none.
-async fn get(address: &str, path: &str) -> String {
-    let ask = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await?;
-        std::io::Result::Ok(text)
-    };
-    match tokio::time::timeout(Duration::from_secs(5), ask).await {
-        Ok(Ok(text)) => text,
-        _ => String::new(),
-    }
 }

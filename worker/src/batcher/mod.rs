@@ -14,7 +14,7 @@ pub mod warm_up;
 
 use std::time::{Duration, Instant};
 
-use muse_engine::{Row, RowState, StageModel};
+use muse_engine::{Row, RowState, StageError, StageModel};
 use tracing::warn;
 
 use self::{
@@ -69,6 +69,17 @@ impl<M: StageModel> Batcher<M> {
     /// Nothing to do.
     pub fn is_idle(&self) -> bool {
         self.jobs.is_empty()
+    }
+
+    /// Gives memory back that only work needs; nothing while there is some.
+    ///
+    /// # Errors
+    /// When the model cannot.
+    pub fn release_memory(&mut self) -> Result<(), StageError> {
+        if self.is_idle() {
+            self.model.release_memory()?;
+        }
+        Ok(())
     }
 
     /// Rows that are not done.

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures::FutureExt as _;
@@ -11,10 +12,11 @@ use muse_proto::{
     internal::v1::{Fail, Lease},
     v1::{JobError, JobErrorReason},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+use super::rest;
 use crate::{
     board::Board,
     device::Device,
@@ -49,28 +51,42 @@ pub(super) struct Control {
     pub(super) released: CancellationToken,
 }
 
-type Controls = Arc<Mutex<HashMap<Ticket, Control>>>;
+/// The jobs that the shard has in hand.
+#[derive(Default)]
+struct Held {
+    controls: Mutex<HashMap<Ticket, Control>>,
+    count: watch::Sender<usize>,
+}
 
 /// See the module.
 pub struct Shard {
     parts: Arc<Parts>,
     reports: mpsc::Sender<(Ticket, Report)>,
-    controls: Controls,
+    held: Arc<Held>,
 }
 
 /// Takes a job's control away when its task ends, however it ends.
 struct Entry {
     ticket: Ticket,
-    controls: Controls,
+    held: Arc<Held>,
 }
 
 impl Shard {
-    /// Jobs report to `reports`.
-    pub fn new(parts: Parts, reports: mpsc::Sender<(Ticket, Report)>) -> Self {
+    /// Jobs report to `reports`. After `rest_after` without a job the device rests; `None`: never.
+    pub fn new(parts: Parts, reports: mpsc::Sender<(Ticket, Report)>, rest_after: Option<Duration>) -> Self {
+        let held = Arc::new(Held::default());
+        if let Some(after) = rest_after {
+            let (count, device) = (held.count.subscribe(), parts.device.clone());
+            let rest = move || {
+                let device = device.clone();
+                async move { device.rest().await }
+            };
+            tokio::spawn(rest::when_idle(count, move || tokio::time::sleep(after), rest));
+        }
         Shard {
             parts: Arc::new(parts),
             reports,
-            controls: Controls::default(),
+            held,
         }
     }
 }
@@ -78,10 +94,11 @@ impl Shard {
 impl Jobs for Shard {
     fn start(&mut self, ticket: Ticket, lease: Lease) {
         let control = Control::default();
-        lock(&self.controls).insert(ticket, control.clone());
+        self.held
+            .change(|controls| controls.insert(ticket, control.clone()));
         let entry = Entry {
             ticket,
-            controls: self.controls.clone(),
+            held: self.held.clone(),
         };
         let (parts, reports) = (self.parts.clone(), self.reports.clone());
         let (job_id, nonce) = (lease.job_id.clone(), lease.nonce.clone());
@@ -111,7 +128,7 @@ impl Jobs for Shard {
     }
 
     fn drop_job(&mut self, ticket: Ticket) {
-        if let Some(control) = lock(&self.controls).get(&ticket) {
+        if let Some(control) = self.held.lock().get(&ticket) {
             control.dropped.cancel();
         }
     }
@@ -121,7 +138,7 @@ impl Jobs for Shard {
     }
 
     fn release_all(&mut self) {
-        for control in lock(&self.controls).values() {
+        for control in self.held.lock().values() {
             control.released.cancel();
         }
     }
@@ -141,10 +158,19 @@ impl Jobs for Shard {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        lock(&self.controls).remove(&self.ticket);
+        self.held.change(|controls| controls.remove(&self.ticket));
     }
 }
 
-fn lock(controls: &Mutex<HashMap<Ticket, Control>>) -> MutexGuard<'_, HashMap<Ticket, Control>> {
-    controls.lock().unwrap_or_else(PoisonError::into_inner)
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Ticket, Control>> {
+        self.controls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut HashMap<Ticket, Control>) -> Option<Control>) {
+        let mut controls = self.lock();
+        change(&mut controls);
+        // Under the lock, so that the last one to tell knows the latest number.
+        self.count.send_replace(controls.len());
+    }
 }

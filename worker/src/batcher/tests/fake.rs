@@ -67,6 +67,8 @@ pub(super) struct Fake {
     pub(super) passes: Passes,
     /// What was conditioned, as passes.
     pub(super) conditioned: Passes,
+    /// How often memory was given back.
+    pub(super) releases: Arc<AtomicU64>,
     pub(super) row_budget: usize,
     pub(super) broken: bool,
     scratch: Scratch,
@@ -81,6 +83,7 @@ impl Fake {
             condition_time: Duration::ZERO,
             passes: Passes::default(),
             conditioned: Passes::default(),
+            releases: Arc::default(),
             row_budget,
             broken: false,
             scratch: Scratch::default(),
@@ -147,6 +150,11 @@ impl StageModel for Fake {
             })
         };
         Ok(inputs.iter().map(one).collect())
+    }
+
+    fn release_memory(&mut self) -> Result<(), StageError> {
+        self.releases.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     fn pass(&mut self, rows: &mut [&mut Row]) -> Result<(), StageError> {

@@ -1,6 +1,6 @@
 //! Who runs when.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use super::fake::*;
 use crate::{
@@ -33,6 +33,22 @@ fn a_job_of_higher_priority_runs_in_the_very_next_pass_and_the_lower_one_goes_on
     assert_eq!(ran, [1.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0]);
     assert_eq!(finished.done, [1, 0]);
     assert_eq!(finished.grids[&0], alone(&low, &clock, 2));
+}
+
+#[test]
+fn memory_is_given_back_only_while_nothing_is_in_hand() {
+    let clock = Clock::new();
+    let model = Fake::new(clock.clone(), 2);
+    let releases = model.releases.clone();
+    let mut batcher = batcher(model);
+    batcher.admit(Wish::new(0, &clock).job());
+    batcher.release_memory().unwrap();
+    batcher.turn(&|| clock.now()).unwrap();
+    batcher.release_memory().unwrap();
+    assert_eq!(releases.load(Ordering::Relaxed), 0);
+    finish(&mut batcher, &clock);
+    batcher.release_memory().unwrap();
+    assert_eq!(releases.load(Ordering::Relaxed), 1);
 }
 
 #[test]
