@@ -77,6 +77,8 @@ pub struct Encoder {
     pub cool_down_ms: u64,
     /// Embeddings kept here, in bytes.
     pub cache_bytes: u64,
+    /// Texts of jobs on their way here that are asked for at once, before the lease is there; 0: none.
+    pub ahead: usize,
     /// Bytes of one answer.
     pub max_message_bytes: usize,
 }
@@ -175,6 +177,7 @@ impl Default for Encoder {
             retry_pause_ms: 200,
             cool_down_ms: 2_000,
             cache_bytes: 32 * 1024 * 1024,
+            ahead: 8,
             max_message_bytes: 16 * 1024 * 1024,
         }
     }

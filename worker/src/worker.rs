@@ -139,6 +139,12 @@ async fn run_loaded<M: StageModel + 'static>(
     let worker_id = format!("{stage}-{}", Uuid::now_v7().simple());
     let (reports, received) = mpsc::channel(limits.max_rows as usize);
     let rest_after = config.batcher.rest_after_ms;
+    // What is not kept would be asked for twice.
+    let ahead = if config.encoder.cache_bytes > 0 {
+        config.encoder.ahead
+    } else {
+        0
+    };
     let shard = Shard::new(
         Parts {
             worker_id: worker_id.clone(),
@@ -162,6 +168,7 @@ async fn run_loaded<M: StageModel + 'static>(
         },
         reports,
         (rest_after > 0).then(|| Duration::from_millis(rest_after)),
+        ahead,
     );
     let hello = Hello {
         worker_id: worker_id.clone(),

@@ -6,7 +6,7 @@
 //! told.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -45,6 +45,15 @@ pub struct Revocation {
     pub reason: String,
 }
 
+/// A job that is on its way: what whoever takes it can prepare.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// Whose embeddings it needs.
+    pub texts: Vec<String>,
+    /// W3C trace context, or empty.
+    pub traceparent: String,
+}
+
 /// What a ring says of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ring {
@@ -69,6 +78,8 @@ struct Pool {
     bell: Notify,
     /// Those who wait for it now.
     listeners: AtomicUsize,
+    /// Jobs on their way to them, at most as many as there are listeners: the one for whom it rings takes all.
+    expected: Mutex<VecDeque<Expected>>,
 }
 
 /// Somebody listens while this is there.
@@ -138,6 +149,19 @@ impl Bells {
             && pool.listeners.load(Ordering::Relaxed) > 0
         {
             pool.bell.notify_one();
+        }
+    }
+
+    /// What the work is that [`Bells::work_ahead`] will tell of. Where none listens nothing is kept.
+    pub fn expect(&self, pool: &str, expected: impl FnOnce() -> Expected) {
+        let pool = lock(&self.0.pools).get(pool).cloned();
+        let Some(pool) = pool else { return };
+        let listeners = pool.listeners.load(Ordering::Relaxed);
+        if listeners > 0 {
+            let mut all = lock(&pool.expected);
+            all.push_back(expected());
+            let surplus = all.len().saturating_sub(listeners);
+            all.drain(..surplus);
         }
     }
 
@@ -243,6 +267,11 @@ impl PoolBell {
     pub async fn rung(&self) {
         let _listening = Listening::to(&self.0);
         self.0.bell.notified().await;
+    }
+
+    /// The jobs known to be on their way when it rang; nobody else is told of them.
+    pub fn expected(&self) -> VecDeque<Expected> {
+        std::mem::take(&mut *lock(&self.0.expected))
     }
 
     /// Rings for another one, or for whoever listens next.

@@ -16,7 +16,7 @@ mod supervisor;
 mod verdict;
 
 pub use self::{
-    bells::{Bells, JobBell, PoolBell, Revocation, Revocations, Ring},
+    bells::{Bells, Expected, JobBell, PoolBell, Revocation, Revocations, Ring},
     checks::{Facts, Unfit, check},
     dial::StartupError,
     guarantee::{Confirmed, Guarantee},

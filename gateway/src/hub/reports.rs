@@ -20,7 +20,7 @@ use tracing::Instrument as _;
 use super::{Shared, check, session::Attached};
 use crate::{
     connection::RedisError,
-    jobs::{JobId, Nonce},
+    jobs::{JobId, Nonce, stage_after},
     queue::{Beat, Beaten, Completed, Reported, StageResult},
     results::ResultsError,
 };
@@ -123,8 +123,14 @@ async fn complete(
     let encoded_timing = timing.encode_to_vec();
     let span =
         tracing::info_span!("complete", job = %id, stage = attached.stage_name, worker = attached.worker.id);
-    let traceparent = match attached.trace(id, nonce) {
-        Some(traceparent) => traceparent,
+    let traceparent = match attached.told(id, nonce) {
+        Some(told) => {
+            let traceparent = told.traceparent.clone();
+            if let Some(next) = stage_after(attached.stage_name) {
+                shared.queue.expect((&attached.model.name, next), || told);
+            }
+            traceparent
+        }
         None => shared
             .queue
             .traceparent(id)

@@ -12,7 +12,7 @@ use std::{
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use muse_proto::{
     internal::v1::{
-        AttachRequest, AttachResponse, Hello, Lease, Revoke, RevokeReason, Welcome, attach_request,
+        AttachRequest, AttachResponse, Expect, Hello, Lease, Revoke, RevokeReason, Welcome, attach_request,
         attach_response::Message,
     },
     v1::{Model, ModelStage, Stage, Worker},
@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{
     Error,
-    connection::Revocation,
-    jobs::{JobId, Nonce, duration, stage_name, timestamp},
+    connection::{Expected, Revocation},
+    jobs::{JobId, Nonce, duration, stage_after, stage_name, timestamp},
     queue::{Grant, pool_name},
     validate,
 };
@@ -44,13 +44,13 @@ pub(super) struct Attached {
     pub(super) stage_name: &'static str,
     pub(super) session: String,
     /// Of leases that this session gave, until their results come.
-    traces: Mutex<HashMap<(JobId, Nonce), String>>,
+    given: Mutex<HashMap<(JobId, Nonce), Expected>>,
     /// An operator wants it drained, as the table of workers said last.
     pub(super) drains: AtomicBool,
 }
 
-/// Traces of leases that are remembered; what is forgotten is read again.
-const TRACES: usize = 1024;
+/// Leases that are remembered. Of others, the trace is read again, and the next stage does not hear of them before they come.
+const GIVEN: usize = 1024;
 
 /// See the module.
 pub(super) struct Session {
@@ -64,18 +64,18 @@ pub(super) struct Session {
 }
 
 impl Attached {
-    fn remember_trace(&self, id: JobId, nonce: Nonce, traceparent: &str) {
-        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
-        if traces.len() >= TRACES {
-            traces.clear();
+    fn remember(&self, id: JobId, nonce: Nonce, expected: Expected) {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        if given.len() >= GIVEN {
+            given.clear();
         }
-        traces.insert((id, nonce), traceparent.to_owned());
+        given.insert((id, nonce), expected);
     }
 
-    /// The trace that a job belongs to, as told with its lease; `None`: another session gave it, or it was forgotten.
-    pub(super) fn trace(&self, id: JobId, nonce: Nonce) -> Option<String> {
-        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
-        traces.remove(&(id, nonce))
+    /// What was told of a job with its lease; `None`: another session gave it, or it was forgotten.
+    pub(super) fn told(&self, id: JobId, nonce: Nonce) -> Option<Expected> {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.remove(&(id, nonce))
     }
 }
 
@@ -120,7 +120,7 @@ impl Session {
             stage,
             stage_name,
             session,
-            traces: Mutex::default(),
+            given: Mutex::default(),
             drains: AtomicBool::new(false),
         });
         heartbeat::note(&shared, &attached, &attached.worker).await?;
@@ -220,7 +220,10 @@ impl Session {
                     }
                 }
                 // Who cannot look does not listen.
-                () = work.rung(), if self.credit > 0 && claims.is_empty() => hungry = true,
+                () = work.rung(), if self.credit > 0 && claims.is_empty() => {
+                    hungry = true;
+                    work.expected().into_iter().for_each(|expected| self.announce(expected));
+                }
                 _ = poll.tick() => hungry |= self.credit > 0,
                 revocation = revocations.next() => {
                     if let Some(message) = revoke(&revocation) {
@@ -314,8 +317,14 @@ impl Session {
                 tenant = grant.tenant, waited_ms = grant.waited_ms, attempts = grant.attempts,
             );
             trace_context::set_parent(&span, &grant.traceparent);
+            // For the next stage, if there is one.
+            let texts = match (&lease.request, stage_after(self.attached.stage_name)) {
+                (Some(request), Some(_)) => validate::texts_of(request),
+                _ => Vec::new(),
+            };
+            let traceparent = grant.traceparent.clone();
             self.attached
-                .remember_trace(grant.id, grant.nonce, &grant.traceparent);
+                .remember(grant.id, grant.nonce, Expected { texts, traceparent });
             lease.traceparent = span.in_scope(trace_context::current).unwrap_or(lease.traceparent);
             let seconds = grant.waited_ms as f64 / 1000.0;
             let stage = self.attached.stage_name;
@@ -324,6 +333,13 @@ impl Session {
                 self.give_back(&grant).await;
             }
         }
+    }
+
+    /// Tells the worker of a job that is on its way; one that has no time to hear it does without.
+    fn announce(&self, expected: Expected) {
+        let Expected { texts, traceparent } = expected;
+        let message = Some(Message::Expect(Expect { texts, traceparent }));
+        let _ = self.outbox.try_send(Ok(AttachResponse { message }));
     }
 
     /// A lease that never reached its worker goes back at once; nobody's budget pays.

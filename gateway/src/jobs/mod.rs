@@ -112,7 +112,8 @@ impl Jobs {
         request: Option<GenerationRequest>,
         traceparent: Option<String>,
     ) -> Result<Accepted, Error> {
-        let (new, _) = self.resolve(tenant, request, traceparent).await?;
+        let (new, request) = self.resolve(tenant, request, traceparent).await?;
+        self.queue.expect_first(&new, || validate::texts_of(&request));
         let accepted = self.queue.accept(&new).instrument(submit_span(&new)).await?;
         self.accepted(&new, accepted)
     }
@@ -128,6 +129,7 @@ impl Jobs {
         traceparent: Option<String>,
     ) -> Result<Submitted, Error> {
         let (new, request) = self.resolve(tenant, request, traceparent).await?;
+        self.queue.expect_first(&new, || validate::texts_of(&request));
         let accepted = self
             .queue
             .accept_ranked(&new)

@@ -40,7 +40,8 @@ pub use self::{
 };
 use crate::{
     config,
-    connection::{Bells, Redis},
+    connection::{Bells, Expected, Redis},
+    jobs::stage_name,
 };
 
 /// The queue; cloning is cheap.
@@ -84,6 +85,23 @@ impl Queue {
     pub fn telling(self, bells: &Bells) -> Self {
         let bells = Some(bells.clone());
         Self { bells, ..self }
+    }
+
+    /// The job's first stage hears of it before it is submitted, where a worker of this gateway's is idle.
+    pub fn expect_first(&self, job: &NewJob, texts: impl FnOnce() -> Vec<String>) {
+        if let Some(first) = job.stages.first().copied().and_then(stage_name) {
+            self.expect((&job.model, first), || Expected {
+                texts: texts(),
+                traceparent: job.traceparent.clone(),
+            });
+        }
+    }
+
+    /// A stage of a model hears of a job that comes to it, where a worker of this gateway's is idle.
+    pub fn expect(&self, (model, stage): (&str, &str), expected: impl FnOnce() -> Expected) {
+        if let Some(bells) = &self.bells {
+            bells.expect(&pool_name(model, stage), expected);
+        }
     }
 
     fn ahead(&self, what: impl FnOnce() -> Coming) -> Option<Ahead> {

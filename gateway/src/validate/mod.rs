@@ -13,7 +13,7 @@ use muse_proto::v1::{
 };
 use tonic_types::FieldViolation;
 
-pub use self::resolve::{count_of, resolve, timeout_of};
+pub use self::resolve::{count_of, resolve, texts_of, timeout_of};
 use crate::{config::Limits, jobs::std_duration};
 
 /// The violations found so far, each with the field's path.

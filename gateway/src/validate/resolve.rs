@@ -53,6 +53,18 @@ pub fn count_of(request: &GenerationRequest) -> u32 {
     }
 }
 
+/// The texts whose embeddings a request needs.
+pub fn texts_of(request: &GenerationRequest) -> Vec<String> {
+    let mut texts = Vec::new();
+    if let Some(Task::TextToImage(task)) = &request.task {
+        texts.push(task.prompt.clone());
+        if !task.negative_prompt.is_empty() {
+            texts.push(task.negative_prompt.clone());
+        }
+    }
+    texts
+}
+
 /// The timeout of a resolved request in milliseconds.
 pub fn timeout_of(request: &GenerationRequest) -> u64 {
     let timeout = request.timeout.as_ref().and_then(std_duration);

@@ -122,8 +122,18 @@ impl FakeWorker {
         .await;
     }
 
-    /// The next message, or `None` at the stream's end.
+    /// The next message but those of jobs on their way, or `None` at the stream's end.
     pub async fn next(&mut self) -> Option<attach_response::Message> {
+        loop {
+            match self.next_of_all().await {
+                Some(attach_response::Message::Expect(_)) => {}
+                message => return message,
+            }
+        }
+    }
+
+    /// The next message, or `None` at the stream's end.
+    pub async fn next_of_all(&mut self) -> Option<attach_response::Message> {
         let message = soon("a message of the hub's", self.inbox.message()).await;
         message.ok().flatten().and_then(|response| response.message)
     }

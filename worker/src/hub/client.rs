@@ -273,6 +273,11 @@ impl<J: Jobs> Client<J> {
                 info!("the gateway says to drain");
                 self.protocol.drain();
             }
+            Some(attach_response::Message::Expect(expect)) => {
+                if !self.protocol.is_draining() {
+                    self.jobs.expect(expect);
+                }
+            }
             Some(attach_response::Message::Welcome(_)) | None => debug!("a message without meaning here"),
         }
     }

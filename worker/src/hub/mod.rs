@@ -10,12 +10,14 @@ mod protocol;
 pub use client::{Client, ClientError, Ended, Standing};
 pub use protocol::{Ack, Limits, Protocol, Report, Snapshot, Taken, Ticket};
 
-use muse_proto::internal::v1::{AckOutcome, Lease};
+use muse_proto::internal::v1::{AckOutcome, Expect, Lease};
 
 /// What runs the leases. Its methods return at once; what comes of a job arrives as a [`Report`].
 pub trait Jobs: Send {
     /// Starts a job. Exactly one report follows, unless it is dropped before.
     fn start(&mut self, ticket: Ticket, lease: Lease);
+    /// A job may come that needs these texts' embeddings; nothing is promised, and nothing has to be done.
+    fn expect(&mut self, _expect: Expect) {}
     /// Stops a job without a report: nobody waits for it any more.
     fn drop_job(&mut self, ticket: Ticket);
     /// A job's report has served its purpose: nothing about it will be asked any more. Until then its snapshot stays, so that

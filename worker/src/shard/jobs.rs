@@ -9,12 +9,13 @@ use std::{
 
 use futures::FutureExt as _;
 use muse_proto::{
-    internal::v1::{Fail, Lease},
+    internal::v1::{Expect, Fail, Lease},
     v1::{JobError, JobErrorReason},
 };
-use tokio::sync::{mpsc, watch};
+use muse_service::telemetry::trace_context;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{Instrument as _, debug, error, info_span};
 
 use super::rest;
 use crate::{
@@ -63,6 +64,8 @@ pub struct Shard {
     parts: Arc<Parts>,
     reports: mpsc::Sender<(Ticket, Report)>,
     held: Arc<Held>,
+    /// For texts that are asked for ahead of their job.
+    ahead: Arc<Semaphore>,
 }
 
 /// Takes a job's control away when its task ends, however it ends.
@@ -72,8 +75,14 @@ struct Entry {
 }
 
 impl Shard {
-    /// Jobs report to `reports`. After `rest_after` without a job the device rests; `None`: never.
-    pub fn new(parts: Parts, reports: mpsc::Sender<(Ticket, Report)>, rest_after: Option<Duration>) -> Self {
+    /// Jobs report to `reports`. After `rest_after` without a job the device rests; `None`: never. `ahead` texts at once are asked
+    /// for before the job that needs them is here.
+    pub fn new(
+        parts: Parts,
+        reports: mpsc::Sender<(Ticket, Report)>,
+        rest_after: Option<Duration>,
+        ahead: usize,
+    ) -> Self {
         let held = Arc::new(Held::default());
         if let Some(after) = rest_after {
             let (count, device) = (held.count.subscribe(), parts.device.clone());
@@ -87,6 +96,7 @@ impl Shard {
             parts: Arc::new(parts),
             reports,
             held,
+            ahead: Arc::new(Semaphore::new(ahead.min(Semaphore::MAX_PERMITS))),
         }
     }
 }
@@ -125,6 +135,25 @@ impl Jobs for Shard {
             }
             drop(entry);
         });
+    }
+
+    fn expect(&mut self, expect: Expect) {
+        let span = info_span!("embed ahead", worker_id = self.parts.worker_id);
+        trace_context::set_parent(&span, &expect.traceparent);
+        for text in expect.texts {
+            let Ok(permit) = self.ahead.clone().try_acquire_owned() else {
+                return;
+            };
+            let parts = self.parts.clone();
+            let ask = async move {
+                let _permit = permit;
+                // Whoever needs it meanwhile waits for this very call, and hears of a failure itself.
+                if let Err(error) = parts.encoder.embed(&text).await {
+                    debug!(%error, "a text of a job that may come has no embedding");
+                }
+            };
+            tokio::spawn(ask.instrument(span.clone()));
+        }
     }
 
     fn drop_job(&mut self, ticket: Ticket) {
