@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use muse_proto::{
-    internal::v1::AckOutcome,
+    internal::v1::{AckOutcome, Expect, Lease, attach_response},
     v1::{
         GenerateRequest, GenerateResponse, GenerationRequest, GetImageRequest, GetJobRequest, JobState,
         ListJobsRequest, Stage, SubmitJobRequest, generate_response::Event, generation_request::Task,
@@ -289,4 +289,58 @@ async fn the_registry_of_models_is_read_once_for_many_submissions() {
     let after = reads(&scene.redis).await;
     assert!(before > 0, "nothing was read at all");
     assert!(after - before <= 1, "{} reads for 20 submissions", after - before);
+}
+
+/// What a worker hears until its next lease: of jobs on their way, and the lease.
+async fn until_lease(worker: &mut FakeWorker) -> (Vec<Expect>, Lease) {
+    let mut expected = Vec::new();
+    loop {
+        match worker.next_of_all().await {
+            Some(attach_response::Message::Expect(expect)) => expected.push(expect),
+            Some(attach_response::Message::Lease(lease)) => return (expected, lease),
+            other => panic!("no lease but {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn idle_workers_hear_of_a_jobs_texts_before_its_lease_comes() {
+    let scene = Scene::of(&BOTH).await;
+    let Scene {
+        worker: mut base,
+        mut client,
+        gateway,
+        model,
+        ..
+    } = scene;
+    let mut superres = FakeWorker::attach(gateway.address, "superres", Stage::Superres, &model).await;
+    base.credit(1).await;
+    superres.credit(1).await;
+    // A worker that is looking, or has no credit yet, is not idle: then it hears nothing, and the next round asks again.
+    let (mut by_base, mut by_superres) = (0, 0);
+    for round in 0.. {
+        assert!(
+            round < 1000,
+            "{by_base} rounds of {round} told base, {by_superres} superres"
+        );
+        if by_base > 0 && by_superres > 0 {
+            break;
+        }
+        let mut request = submission(&format!("cat {round}"));
+        if let Some(Task::TextToImage(task)) = request.request.as_mut().and_then(|all| all.task.as_mut()) {
+            task.negative_prompt = "dogs".to_owned();
+        }
+        client.submit_job(request).await.unwrap();
+        let texts = [format!("cat {round}"), "dogs".to_owned()];
+        for (worker, count) in [(&mut base, &mut by_base), (&mut superres, &mut by_superres)] {
+            let (expected, lease) = until_lease(worker).await;
+            for expect in expected {
+                assert_eq!(expect.texts, texts);
+                *count += 1;
+            }
+            worker.complete(&lease).await;
+            assert_eq!(worker.ack().await.outcome(), AckOutcome::Accepted);
+            worker.credit(1).await;
+        }
+    }
 }

@@ -1,16 +1,16 @@
 //! What comes of jobs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use muse_engine::Stage;
 use muse_proto::{
-    internal::v1::{Complete, Pictures, Tensor, attach_request::Message, complete},
+    internal::v1::{Complete, Expect, Pictures, Tensor, attach_request::Message, attach_response, complete},
     v1::Sampling,
 };
 
 use crate::{
     encoder::FakeEncoder,
-    gateway::{FakeGateway, Session},
+    gateway::{FakeGateway, PATIENCE, Session},
     worker::{Running, Wish, config, wish},
 };
 
@@ -282,5 +282,36 @@ async fn a_result_that_cannot_be_stored_for_now_is_kept_and_delivered_again_as_i
     assert_eq!(session.report(&lease).await, first);
     session.ack(&lease).await;
     session.heartbeat("nothing", |beat| beat.leases.is_empty()).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_text_of_a_job_on_its_way_is_asked_for_once_and_before_the_lease() {
+    let (mut gateway, encoder) = (FakeGateway::start().await, FakeEncoder::start().await);
+    let worker = Running::start(config(Stage::Base, &[gateway.endpoint()], &[&encoder])).await;
+    let mut session = gateway.welcome().await;
+    // Without guidance the prompt is all that is needed.
+    let lease = Wish {
+        sampling: Sampling {
+            guidance: Some(0.0),
+            ..Sampling::default()
+        },
+        ..wish(1, Stage::Base)
+    }
+    .lease();
+    let expect = Expect {
+        texts: vec!["two red apples".to_owned()],
+        traceparent: String::new(),
+    };
+    session.send(attach_response::Message::Expect(expect)).await;
+    let begun = Instant::now();
+    while encoder.calls() == 0 {
+        assert!(begun.elapsed() < PATIENCE, "the text is not asked for");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    session.lease(&lease).await;
+    tokens(session.report(&lease).await);
+    assert_eq!(encoder.calls(), 1, "the job asked again");
+    session.ack(&lease).await;
     worker.stop().await;
 }
