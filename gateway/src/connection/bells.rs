@@ -413,6 +413,10 @@ async fn moved(links: &mut watch::Receiver<Link>, generation: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures::poll;
+
     use super::*;
 
     #[test]
@@ -426,6 +430,34 @@ mod tests {
         ];
         assert_eq!(told, expected);
         assert_eq!(rings(".").count(), 0);
+    }
+
+    #[tokio::test]
+    async fn jobs_on_their_way_are_told_to_one_who_listens_and_kept_for_nobody_else() {
+        let bells = Bells(Arc::new(Board {
+            jobs: Mutex::default(),
+            pools: Mutex::default(),
+            workers: Mutex::default(),
+            registry: watch::channel(()).0,
+        }));
+        let expect = |text: &str| {
+            bells.expect("a", || Expected {
+                texts: vec![text.to_owned()],
+                ..Expected::default()
+            });
+        };
+        let bell = bells.pool("a");
+        expect("while nobody listens");
+        let mut listening = pin!(bell.rung());
+        assert!(poll!(listening.as_mut()).is_pending());
+        // No more than there are listeners.
+        expect("first");
+        expect("second");
+        bells.work_ahead("a");
+        assert!(poll!(listening.as_mut()).is_ready());
+        let told: Vec<_> = bell.expected().into_iter().flat_map(|job| job.texts).collect();
+        assert_eq!(told, ["second"]);
+        assert!(bell.expected().is_empty());
     }
 
     #[tokio::test]
